@@ -1,0 +1,1 @@
+"""Segmentation models: a pretrained ViT, frozen, with LoRA or fine-tuned, and a decoder."""

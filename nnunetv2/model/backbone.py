@@ -1,0 +1,187 @@
+"""The registry of pretrained ViTs: create one, load its weights, get its features."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+from torch import Tensor, nn
+
+from dinov3.models.timm_dinov3 import has_query_bias, is_dinov3, match_reference
+from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX, TINY, BackboneFamily, check_backbone, get_family
+from nnunetv2.model.upsample import ProgressiveUpsampler
+from nnunetv2.model.weights import check_fit, convert_to_timm, download_hub_weights, read_state_dict
+
+__all__ = [
+    "FAMILIES",
+    "BackboneFamily",
+    "ProgressiveUpsampler",
+    "create_backbone",
+    "find_pretrained_weights",
+    "fit_weights",
+    "get_vit_features",
+    "load_backbone_weights",
+    "load_pretrained_weights",
+    "query_bias_in_file",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def create_backbone(
+    model_name: str,
+    model_size: str,
+    checkpoint_path: str | Path | None = None,
+    pretrained: bool = False,
+    in_chans: int = 3,
+    query_bias: bool | None = None,
+) -> tuple[nn.Module, int, str]:
+    """Create a backbone: always a timm ViT, for any image size, without a classifier.
+
+    Args:
+        model_name: a family of the registry (`dinov3`, `dinov2`, `retfound`, `visionfm`) or `timm:<name>`.
+        model_size: a size of the family, or `tiny`; not used with `timm:<name>`.
+        checkpoint_path: a file of weights to load.
+        pretrained: without a file, load timm's hub copy; if false too, the weights are random.
+        in_chans: number of input channels; for other than 3 the pretrained patch embedding is adapted as timm does it.
+        query_bias: whether DINOv3's attention has a query and a value bias; by default, if the file holds one.
+
+    Returns:
+        The model, the side of its patches in pixels, and `model_name`.
+
+    Raises:
+        ValueError: unknown name or size, or weights that cannot be read or do not fit.
+    """
+    check_backbone(model_name, model_size)
+    if query_bias is None:
+        query_bias = bool(checkpoint_path) and query_bias_in_file(checkpoint_path)
+    if model_name.startswith(TIMM_PREFIX):
+        model = _create_timm_vit(model_name.removeprefix(TIMM_PREFIX), in_chans)
+    else:
+        model = _create_member(get_family(model_name), model_size, in_chans, query_bias and model_name == "dinov3")
+    if is_dinov3(model):
+        match_reference(model)
+    if checkpoint_path:
+        load_backbone_weights(model, checkpoint_path)
+    elif pretrained:
+        load_pretrained_weights(model, model_name, model_size)
+    else:
+        logger.warning("backbone %s %s has random weights", model_name, model_size)
+    return model, model.patch_embed.patch_size[0], model_name
+
+
+def _create_member(family: BackboneFamily, size: str, in_chans: int, query_bias: bool) -> nn.Module:
+    changes = dict(family.tiny) if size == TINY else {}
+    if query_bias:
+        changes["qkv_bias"] = True
+    timm_name = next(iter(family.timm_names.values())) if size == TINY else family.timm_names[size]
+    return timm.create_model(timm_name, num_classes=0, dynamic_img_size=True, in_chans=in_chans, **changes)
+
+
+def _create_timm_vit(name: str, in_chans: int) -> nn.Module:
+    try:
+        model = timm.create_model(name, num_classes=0, dynamic_img_size=True, in_chans=in_chans)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"timm cannot build {name!r} as a ViT for any image size: {error}") from error
+    if not all(hasattr(model, part) for part in ("blocks", "patch_embed", "forward_intermediates")):
+        raise ValueError(f"timm's {name!r} is not a plain vision transformer ({type(model).__name__})")
+    return model
+
+
+def query_bias_in_file(path: str | Path) -> bool:
+    """Whether a file of DINOv3 weights holds a query or value bias other than zero."""
+    return has_query_bias(read_state_dict(path))
+
+
+def load_backbone_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a file of weights into a backbone, also into one that already carries LoRA.
+
+    Args:
+        model: a backbone made by `create_backbone`.
+        path: a file in timm's layout, or an official DINOv3 or DINOv2 file.
+
+    Raises:
+        ValueError: the file cannot be read, or does not fill the model tensor by tensor.
+    """
+    state = fit_weights(model, path)
+    model.load_state_dict(state, strict=False)  # `fit_weights` has been stricter
+    logger.info("loaded %d tensors of the backbone from %s", len(state), path)
+
+
+def fit_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """Read a file of weights and fit it to a backbone, which may be on the `meta` device.
+
+    Returns:
+        The model's own names to tensors.
+
+    Raises:
+        ValueError: the file cannot be read, or does not fill the model tensor by tensor.
+    """
+    own_names = {_without_lora(name): name for name in model.state_dict() if "lora_" not in name}
+    expected = {plain: model.state_dict()[name] for plain, name in own_names.items()}
+    raw = read_state_dict(path)
+    if is_dinov3(model) and model.blocks[0].attn.q_bias is None and has_query_bias(raw):
+        raise ValueError(f"{path} holds a query bias, which this backbone was built without")
+    state = convert_to_timm(raw, model)
+    check_fit(state, expected, str(path))
+    return {own_names[name]: value for name, value in state.items() if name in own_names}
+
+
+def _without_lora(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def load_pretrained_weights(model: nn.Module, model_name: str, model_size: str) -> None:
+    """Load timm's hub copy of the pretrained weights into a backbone.
+
+    Args:
+        model: a backbone made by `create_backbone(model_name, model_size)`.
+        model_name: its family, or `timm:<name>`.
+        model_size: its size.
+
+    Raises:
+        ValueError: there is no hub copy, or it cannot be had within seconds.
+    """
+    load_backbone_weights(model, find_pretrained_weights(model_name, model_size))
+
+
+def find_pretrained_weights(model_name: str, model_size: str) -> Path:
+    """Return the local path of timm's hub copy of a backbone's weights, downloading it where needed.
+
+    Raises:
+        ValueError: there is no hub copy, or it cannot be had within seconds.
+    """
+    if model_name.startswith(TIMM_PREFIX):
+        return download_hub_weights(model_name.removeprefix(TIMM_PREFIX))
+    family = get_family(model_name)
+    if not family.has_hub_weights(model_size):
+        raise ValueError(
+            f"there are no pretrained weights of {model_name} {model_size} to download: pass a file as "
+            "model.checkpoint_path, or model.pretrained=false for random weights"
+        )
+    return download_hub_weights(family.timm_names[model_size])
+
+
+def get_vit_features(
+    model: nn.Module, x: Tensor, indices: Sequence[int], return_prefix_tokens: bool = False
+) -> list[Tensor] | list[tuple[Tensor, Tensor]]:
+    """Run a backbone up to the deepest of some blocks and return their outputs as maps.
+
+    Args:
+        model: a backbone made by `create_backbone`, with or without LoRA.
+        x: images, (B, C, H, W), H and W multiples of the patch size.
+        indices: 0-based indices of blocks, ascending.
+        return_prefix_tokens: also return the class and register tokens, class token first.
+
+    Returns:
+        For each block the patch tokens after the final norm, (B, embed_dim, H / patch, W / patch); with
+        `return_prefix_tokens` pairs of these and the prefix tokens, (B, number of prefix tokens, embed_dim).
+    """
+    return model.forward_intermediates(
+        x,
+        indices=list(indices),
+        norm=True,
+        stop_early=True,
+        intermediates_only=True,
+        return_prefix_tokens=return_prefix_tokens,
+    )

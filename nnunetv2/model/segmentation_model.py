@@ -1,0 +1,239 @@
+"""The model that every decoder shares: normalise → pad → backbone features → decoder → crop; freezing; summary."""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2.model.backbone import create_backbone, get_vit_features
+from nnunetv2.model.lora import disable_lora, enable_lora
+
+logger = logging.getLogger(__name__)
+
+AUTOCAST_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad (B, C, H, W) at the bottom and right to a multiple of `multiple`.
+
+    By reflection where the image is large enough for that, otherwise by repeating the border.
+    """
+    height, width = x.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if not (bottom or right):
+        return x
+    mode = "reflect" if bottom < height and right < width else "replicate"
+    return F.pad(x, (0, right, 0, bottom), mode=mode)
+
+
+def autocast_for(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Autocast for a precision where it helps: on CUDA, and to bfloat16 on a CPU that computes it natively."""
+    dtype = AUTOCAST_DTYPES[precision]
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=dtype, enabled=dtype is not None)
+    if device.type == "cpu" and dtype == torch.bfloat16 and cpu_has_bfloat16():
+        return torch.autocast("cpu", dtype=dtype)
+    return contextlib.nullcontext()
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively; elsewhere it is emulated, and slower than float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+class ViTSegmentationModel(nn.Module):
+    """A ViT and a decoder. Subclasses build the decoder in their constructor and run it in `decode`.
+
+    Args:
+        num_classes: number of classes.
+        backbone_name: a family of the registry, or `timm:<name>`.
+        backbone_size: a size of the family.
+        input_channels: channels of the images.
+        checkpoint_path: a file of pretrained weights for the backbone.
+        pretrained: without a file, load timm's hub copy; if false too, the backbone is random (one logged warning).
+        query_bias: whether DINOv3's attention has a query bias; by default, if the file holds one.
+        freeze_backbone: train the decoder only; ignored with LoRA.
+        use_lora: train low-rank adapters in the backbone's blocks, and the decoder.
+        lora_rank: rank of the adapters.
+        lora_alpha: the adapters are scaled by `lora_alpha / lora_rank`.
+        lora_dropout: dropout on the adapters' input.
+        lora_target_modules: the layers to adapt (default `qkv`).
+        out_layers: 0-based indices of the blocks whose outputs the decoder gets; by default four even quarters.
+        input_norm: `{"mean": [...], "std": [...]}`, one number per channel, applied to the input; None for none.
+        precision: `float32`, `float16` or `bfloat16`: of the whole forward pass, in training and in prediction.
+        deep_supervision: must be false; nnU-Net passes it.
+
+    Attributes:
+        backbone: the ViT.
+        feature_indices: the blocks whose outputs the decoder gets.
+        num_classes: number of classes.
+        mode: `frozen`, `lora` or `full`.
+
+    Raises:
+        ValueError: a value that cannot work; the message names it and what is allowed.
+        TypeError: an unknown keyword.
+    """
+
+    # Depth of the backbone to the blocks whose outputs the decoder gets: the ends of the four quarters.
+    LAYER_INDICES: ClassVar[dict[int, list[int]]] = {12: [2, 5, 8, 11], 24: [5, 11, 17, 23]}
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone_name: str = "dinov3",
+        backbone_size: str = "large",
+        input_channels: int = 3,
+        checkpoint_path: str | Path | None = None,
+        pretrained: bool = False,
+        query_bias: bool | None = None,
+        freeze_backbone: bool = True,
+        use_lora: bool = False,
+        lora_rank: int = 8,
+        lora_alpha: float = 16.0,
+        lora_dropout: float = 0.05,
+        lora_target_modules: Sequence[str] | None = None,
+        out_layers: Sequence[int] | None = None,
+        input_norm: dict[str, list[float]] | None = None,
+        precision: str = "float32",
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        if deep_supervision:
+            raise ValueError("deep_supervision must be false: the decoder has one output")
+        if precision not in AUTOCAST_DTYPES:
+            raise ValueError(f"unknown precision {precision!r}; allowed: {', '.join(AUTOCAST_DTYPES)}")
+        self.num_classes = num_classes
+        self.input_channels = input_channels
+        self.precision = precision
+        self.backbone, self.patch_size, _ = create_backbone(
+            backbone_name, backbone_size, checkpoint_path, pretrained, input_channels, query_bias
+        )
+        self.embed_dim: int = self.backbone.embed_dim
+        self.feature_indices = self.choose_layers(len(self.backbone.blocks), out_layers)
+        self._set_input_norm(input_norm)
+        self.mode = "full"
+        if use_lora:
+            self.enable_lora(lora_rank, lora_alpha, lora_dropout, lora_target_modules)
+        elif freeze_backbone:
+            self.freeze_backbone()
+        else:
+            self._freeze_unused_blocks()
+
+    @classmethod
+    def choose_layers(cls, depth: int, out_layers: Sequence[int] | None = None) -> list[int]:
+        """Return the 0-based, ascending indices of the blocks whose outputs the decoder gets.
+
+        Args:
+            depth: number of blocks of the backbone.
+            out_layers: the user's choice; None for the default: `LAYER_INDICES`, or the ends of four even quarters.
+
+        Raises:
+            ValueError: an index does not exist, or the order is not ascending.
+        """
+        if out_layers is None:
+            if depth < 4:
+                raise ValueError(f"a backbone of {depth} blocks has no four feature layers: set model.out_layers")
+            return cls.LAYER_INDICES.get(depth, [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
+        layers = list(out_layers)
+        if not layers or layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= depth:
+            raise ValueError(f"out_layers {layers} must be ascending block indices from 0 to {depth - 1}")
+        return layers
+
+    def _set_input_norm(self, input_norm: dict[str, list[float]] | None) -> None:
+        # buffers, so that they move with the model and prediction does what training did
+        norm = input_norm or {"mean": [0.0] * self.input_channels, "std": [1.0] * self.input_channels}
+        for name in ("mean", "std"):
+            if len(norm[name]) != self.input_channels:
+                raise ValueError(
+                    f"input_norm has {len(norm[name])} values of {name} for {self.input_channels} channels"
+                )
+            self.register_buffer(f"input_{name}", torch.tensor(norm[name], dtype=torch.float32).view(1, -1, 1, 1))
+
+    def freeze_backbone(self) -> None:
+        """Stop the training of the backbone; it stays in evaluation mode whatever `train()` says."""
+        self.mode = "frozen"
+        self.backbone.requires_grad_(False)
+        self.backbone.eval()
+
+    def _freeze_unused_blocks(self) -> None:
+        # Blocks behind the deepest feature layer are never run. They stay, so that weights load strictly, but a
+        # trainable parameter without a gradient would stop distributed training.
+        self.backbone.blocks[self.feature_indices[-1] + 1 :].requires_grad_(False)
+
+    def enable_lora(
+        self,
+        rank: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.05,
+        target_modules: Sequence[str] | None = None,
+    ) -> None:
+        """Wrap the backbone with low-rank adapters; only these and the decoder train (see `lora.enable_lora`)."""
+        self.backbone = enable_lora(self.backbone, rank, alpha, dropout, target_modules or ("qkv",))
+        self._freeze_unused_blocks()
+        self.mode = "lora"
+
+    def disable_lora(self) -> None:
+        """Merge the adapters into the backbone, which is frozen from then on."""
+        self.backbone = disable_lora(self.backbone)
+        self.freeze_backbone()
+
+    def train(self, mode: bool = True) -> "ViTSegmentationModel":
+        """Set the training mode; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.mode == "frozen":
+            self.backbone.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Segment images.
+
+        Args:
+            x: images as nnU-Net normalises them, (B, input_channels, H, W); H and W of at least 1.
+
+        Returns:
+            Logits, (B, num_classes, H, W), float32.
+
+        Raises:
+            ValueError: the input has another shape than that.
+        """
+        if x.ndim != 4 or x.shape[1] != self.input_channels:
+            raise ValueError(f"expected images of shape (B, {self.input_channels}, H, W), got {tuple(x.shape)}")
+        height, width = x.shape[-2:]
+        with autocast_for(x.device, self.precision):
+            x = pad_to_multiple((x - self.input_mean) / self.input_std, self.patch_size)
+            logits = self.decode(self.encode(x), x.shape[-2:])
+        return logits[..., :height, :width].float()
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Return the features of normalised images (B, C, H, W): maps (B, embed_dim, H / patch, W / patch)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode != "frozen"):
+            return get_vit_features(self.backbone, x, self.feature_indices)
+
+    def decode(self, features: list[Tensor], output_size: Sequence[int]) -> Tensor:
+        """Map features to logits (B, num_classes, *output_size); every subclass brings its decoder here."""
+        raise TypeError(f"{type(self).__name__} has no decoder: subclasses of ViTSegmentationModel define `decode`")
+
+    def parameter_summary(self) -> dict[str, tuple[int, int]]:
+        """Return per part (the direct submodules) the numbers of all and of trainable parameters."""
+        return {name: count_parameters(module) for name, module in self.named_children()}
+
+    def print_trainable_parameters(self, detailed: bool = False) -> None:
+        """Print total and trainable parameters, with `detailed` per part as well."""
+        rows: dict[str, Any] = self.parameter_summary() if detailed else {}
+        for name, (total, trainable) in {**rows, "total": count_parameters(self)}.items():
+            print(f"{name}: {total:,} parameters, {trainable:,} trainable ({trainable / total:.2%})")
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """Return the numbers of all and of trainable parameters of a module."""
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
