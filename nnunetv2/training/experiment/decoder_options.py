@@ -1,0 +1,70 @@
+"""What a decoder module offers, read from its source: importing it would load torch."""
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+FACTORY = "create_segmentation_model"
+# Keywords of every factory that come from elsewhere in the configuration or from nnU-Net.
+COMMON_KEYWORDS = {
+    "self", "num_classes", "input_channels", "deep_supervision", "backbone_name", "backbone_size", "checkpoint_path",
+    "pretrained", "query_bias", "freeze_backbone", "use_lora", "lora_rank", "lora_alpha", "lora_dropout",
+    "lora_target_modules", "out_layers", "input_norm", "precision",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Factory:
+    """The signature of a decoder module's factory.
+
+    Attributes:
+        options: the decoder's own keywords, to the source text of their defaults.
+        is_known: whether the signature could be read; a factory that is imported or assigned cannot.
+    """
+
+    options: dict[str, str]
+    is_known: bool = True
+
+
+def read_factory(model_path: str) -> Factory:
+    """Read the signature of `create_segmentation_model` from a module without importing it.
+
+    Args:
+        model_path: dotted name of the module; the packages above it are imported.
+
+    Raises:
+        ValueError: there is no such module, or it has no factory.
+    """
+    try:
+        spec = importlib.util.find_spec(model_path)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"module {model_path!r} not found: it must be importable, such as nnunetv2.model.model_upernet"
+        )
+    if not spec.origin.endswith(".py"):
+        return Factory({}, is_known=False)
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"), filename=spec.origin)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == FACTORY:
+            return Factory({k: v for k, v in _keywords(node.args).items() if k not in COMMON_KEYWORDS})
+        if FACTORY in _bound_names(node):
+            return Factory({}, is_known=False)
+    raise ValueError(f"module {model_path!r} ({spec.origin}) has no function {FACTORY}")
+
+
+def _keywords(arguments: ast.arguments) -> dict[str, str]:
+    positional = arguments.posonlyargs + arguments.args
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    return {argument.arg: "" if default is None else ast.unparse(default) for argument, default in pairs}
+
+
+def _bound_names(node: ast.stmt) -> set[str]:
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return {alias.asname or alias.name for alias in node.names}
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return set()

@@ -1,0 +1,174 @@
+"""Derive the plans of an experiment from nnU-Net's plans and a configuration; everything automatic is resolved here."""
+
+import pydoc
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2.model.backbone import create_backbone, find_pretrained_weights, fit_weights, query_bias_in_file
+from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
+from nnunetv2.training.experiment.decoder_options import FACTORY
+from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_configuration, planar_configurations, resolve
+
+# nnU-Net's normalisations whose result lies in [0, 1]
+UNIT_RANGE_SCHEMES = ("RGBTo01Normalization", "RescaleTo01Normalization")
+
+
+def derive_plans(
+    plans: dict[str, Any], configuration: str, dataset_json: dict, config: Any, name: str
+) -> dict[str, Any]:
+    """Derive the plans of an experiment.
+
+    The preprocessed data stay those of the plans derived from (same `data_identifier`). All 2D configurations are
+    derived, the others are left out.
+
+    Args:
+        plans: nnU-Net's plans.
+        configuration: the configuration that will be trained.
+        dataset_json: the data set's `dataset.json`, for the number of classes.
+        config: the checked configuration, such as a `ViTnnUNetConfig`.
+        name: name of the experiment; the derived plans are called `<plans>_<name>`.
+
+    Returns:
+        New plans.
+
+    Raises:
+        ExperimentError: the configuration is not a 2D one, or the network cannot be built as configured.
+    """
+    check_configuration(plans, configuration)
+    derived = deepcopy(plans)
+    derived.pop("continue_training", None)  # set by nnU-Net for its trainers, no part of the file
+    derived["plans_name"] = f"{plans['plans_name']}_{name}"
+    derived["configurations"] = {
+        c: _derive_configuration(resolve(plans, c), config) for c in planar_configurations(plans)
+    }
+    num_classes = PlansManager(derived).get_label_manager(dataset_json).num_segmentation_heads
+    for planar in derived["configurations"].values():
+        _resolve_layers(planar, num_classes)
+    return derived
+
+
+def _derive_configuration(base: dict[str, Any], config: Any) -> dict[str, Any]:
+    derived = deepcopy(base)
+    for key in ("patch_size", "batch_size"):
+        value = getattr(config.train, key)
+        derived[key] = derived[key] if value is None else value
+    resolved = asdict(config)
+    if config.model.checkpoint_path:  # the plans must not depend on where a command is run
+        resolved["model"]["checkpoint_path"] = str(Path(config.model.checkpoint_path).expanduser().resolve())
+    derived[EXPERIMENT_KEY] = resolved
+    derived["architecture"] = {
+        "network_class_name": f"{config.model.model_path}.{FACTORY}",
+        "arch_kwargs": architecture_keywords(config, base["normalization_schemes"]),
+        "_kw_requires_import": [],
+    }
+    return derived
+
+
+def architecture_keywords(config: Any, normalization_schemes: list[str]) -> dict[str, Any]:
+    """Return the keywords that rebuild the network: no pretrained weights, nothing automatic but the feature layers."""
+    model, lora = config.model, config.lora
+    checkpoint = Path(model.checkpoint_path).expanduser() if model.checkpoint_path else None
+    return {
+        "backbone_name": model.backbone,
+        "backbone_size": model.backbone_size,
+        "query_bias": model.backbone == "dinov3" and checkpoint is not None and query_bias_in_file(checkpoint),
+        "freeze_backbone": model.freeze_backbone,
+        "use_lora": lora.enabled,
+        "lora_rank": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
+        "lora_target_modules": list(lora.target_modules),
+        "out_layers": model.out_layers,
+        "input_norm": resolve_input_norm(model.input_norm, model.backbone, normalization_schemes),
+        "precision": config.train.precision,
+        **model.decoder,
+    }
+
+
+def resolve_input_norm(choice: str, backbone: str, normalization_schemes: list[str]) -> dict[str, list[float]] | None:
+    """Decide what the model does to each channel before the backbone.
+
+    Args:
+        choice: `auto` (the channels that nnU-Net scales to [0, 1]), `backbone` (all channels) or `none`; after a colon
+            the name of the statistics, for backbones that have several.
+        backbone: family of the backbone, or `timm:<name>`.
+        normalization_schemes: nnU-Net's normalisation, one per channel.
+
+    Returns:
+        `{"mean": [...], "std": [...]}`, one number per channel, 0 and 1 for a channel that passes; None if all pass.
+    """
+    kind, _, which = choice.partition(":")
+    chosen = [
+        kind == "backbone" or (kind == "auto" and scheme in UNIT_RANGE_SCHEMES) for scheme in normalization_schemes
+    ]
+    if not any(chosen):
+        return None
+    statistics = _statistics(backbone, which)
+    mean, std = _per_channel(statistics.mean, len(chosen)), _per_channel(statistics.std, len(chosen))
+    return {
+        "mean": [value if use else 0.0 for value, use in zip(mean, chosen, strict=True)],
+        "std": [value if use else 1.0 for value, use in zip(std, chosen, strict=True)],
+    }
+
+
+def _statistics(backbone: str, which: str) -> Statistics:
+    if backbone.startswith(TIMM_PREFIX):
+        pretrained = timm.get_pretrained_cfg(backbone.removeprefix(TIMM_PREFIX))
+        if pretrained is None:
+            raise ExperimentError(f"timm knows no mean and std of {backbone!r}: set model.input_norm=none")
+        return Statistics(tuple(pretrained.mean), tuple(pretrained.std))
+    statistics = get_family(backbone).statistics
+    return statistics[which] if which else next(iter(statistics.values()))
+
+
+def _per_channel(rgb: tuple[float, float, float], channels: int) -> list[float]:
+    """Red, green, blue in turn, as timm repeats the weights of the patch embedding; their mean for one channel."""
+    return [sum(rgb) / 3] if channels == 1 else [rgb[i % 3] for i in range(channels)]
+
+
+def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
+    """Build the network without memory, so that nothing impossible is written, and note its feature layers."""
+    architecture = planar["architecture"]
+    factory = pydoc.locate(architecture["network_class_name"])
+    try:
+        with torch.device("meta"):
+            network = factory(
+                num_classes=num_classes,
+                input_channels=len(planar["normalization_schemes"]),
+                deep_supervision=False,
+                **architecture["arch_kwargs"],
+            )
+    except (ValueError, TypeError) as error:
+        raise ExperimentError(f"the network cannot be built as configured: {error}") from error
+    architecture["arch_kwargs"]["out_layers"] = list(network.feature_indices)
+
+
+def check_pretrained_weights(planar: dict[str, Any]) -> None:
+    """Check, before anything is written, that the pretrained weights of a derived configuration are there and fit.
+
+    Weights of timm's hub are downloaded on the way.
+
+    Raises:
+        ExperimentError: the weights cannot be had or read, or do not fit the backbone.
+    """
+    model = planar[EXPERIMENT_KEY]["model"]
+    if not model["checkpoint_path"] and not model["pretrained"]:
+        return
+    keywords = planar["architecture"]["arch_kwargs"]
+    name, size = model["backbone"], model["backbone_size"]
+    try:
+        path = model["checkpoint_path"] or find_pretrained_weights(name, size)
+        with torch.device("meta"):
+            backbone, _, _ = create_backbone(
+                name, size, in_chans=len(planar["normalization_schemes"]), query_bias=keywords["query_bias"]
+            )
+        fit_weights(backbone, path)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error

@@ -1,0 +1,214 @@
+"""Configuration files: dataclass fields with their rules, reading, merging, and all problems told at once.
+
+Nothing heavy is imported here: a wrong configuration is found before torch is loaded.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import nnunetv2
+from nnunetv2.training.experiment.errors import ExperimentError
+
+CONFIG_FOLDER = Path(nnunetv2.__path__[0]) / "configs"
+Schema = TypeVar("Schema")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a field may hold.
+
+    Attributes:
+        text: the rule in words, for messages and the configuration reference.
+        holds: whether a value (never None) keeps it.
+    """
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def one_of(*names: str) -> Rule:
+    """One of some names."""
+    return Rule(", ".join(names), lambda value: value in names)
+
+
+def at_least(minimum: float) -> Rule:
+    """A number not below a minimum."""
+    return Rule(f"at least {minimum:g}", lambda value: value >= minimum)
+
+
+def above(limit: float) -> Rule:
+    """A number greater than a limit."""
+    return Rule(f"above {limit:g}", lambda value: value > limit)
+
+
+def within(low: float, high: float) -> Rule:
+    """A number from `low` (included) to `high` (excluded)."""
+    return Rule(f"in [{low:g}, {high:g})", lambda value: low <= value < high)
+
+
+def option(default: Any, text: str, rule: Rule | None = None) -> Any:
+    """A dataclass field with a description and a rule; lists, dicts and nested configurations are made anew each time.
+
+    Args:
+        default: the default value, or a dataclass for a nested configuration.
+        text: what the field is for, as the configuration reference prints it.
+        rule: what the field may hold, beyond its type.
+    """
+    metadata = {"text": text, "rule": rule}
+    if isinstance(default, (type, list, dict)):
+        factory = default if isinstance(default, type) else lambda: type(default)(default)
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def packaged_configs() -> list[str]:
+    """Names of the packaged configurations, without `.yaml`."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+
+
+def find_config(name_or_path: str) -> Path:
+    """Return the path of a packaged configuration, or of a YAML file of the user's own.
+
+    Raises:
+        ExperimentError: there is neither.
+    """
+    packaged = CONFIG_FOLDER / f"{name_or_path}.yaml"
+    own = Path(name_or_path).expanduser()
+    for path in (packaged, own) if "/" not in name_or_path else (own,):
+        if path.is_file():
+            return path
+    names = packaged_configs()
+    raise ExperimentError(
+        f"configuration {name_or_path!r} not found{did_you_mean(name_or_path, names)}; allowed: a path to a YAML file, "
+        f"or one of {', '.join(names)}"
+    )
+
+
+def did_you_mean(name: str, allowed: Sequence[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the nearest of the allowed names, or nothing."""
+    matches = get_close_matches(str(name), allowed, n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file and apply overrides, without checking them against a schema.
+
+    Args:
+        path: the YAML file.
+        overrides: strings such as `train.num_epochs=50`; values are read as YAML.
+
+    Returns:
+        Nested dictionary of the values given.
+
+    Raises:
+        ExperimentError: the file is no YAML mapping, or an override has no `=`.
+    """
+    for override in overrides:
+        if "=" not in override.lstrip("="):
+            raise ExperimentError(f"override {override!r} is not of the form key=value, such as train.num_epochs=50")
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise ExperimentError(f"{path} must hold a mapping of keys to values, found {type(config).__name__}")
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(config, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ExperimentError(f"cannot read {path} as YAML: {reason}") from error
+    if not values:
+        raise ExperimentError(f"{path} is empty; a configuration has the keys model, lora and train")
+    return values
+
+
+def build(schema: type[Schema], values: dict[str, Any], source: str) -> Schema:
+    """Make a configuration object of the values, after checking all of them.
+
+    Args:
+        schema: the dataclass of the configuration. Its method `problems()` may yield further messages.
+        values: nested dictionary.
+        source: what to call the configuration in the message.
+
+    Returns:
+        The object, complete with defaults.
+
+    Raises:
+        ExperimentError: names every unknown key, wrong type and impossible value, one in a line.
+    """
+    config = OmegaConf.structured(schema)
+    problems = list(_assign(config, schema, values, ""))
+    result = OmegaConf.to_object(config)
+    problems += _broken_rules(result, "")
+    problems = problems or list(result.problems())
+    if len(problems) == 1:
+        raise ExperimentError(f"{source}: {problems[0]}")
+    if problems:
+        raise ExperimentError("\n".join([f"{source} has {len(problems)} problems:", *problems]))
+    return result
+
+
+def restore(schema: type[Schema], values: dict[str, Any]) -> Schema:
+    """Make a configuration object of values that were checked when the plans were derived.
+
+    Files that were needed then, such as pretrained weights, may be gone.
+    """
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+
+
+def load_config(schema: type[Schema], name_or_path: str, overrides: Sequence[str] = ()) -> Schema:
+    """Read, merge and check a configuration (see `find_config`, `read_values`, `build`)."""
+    return build(schema, read_values(find_config(name_or_path), overrides), name_or_path)
+
+
+def _assign(config: DictConfig, schema: type, values: dict[str, Any], prefix: str) -> Iterator[str]:
+    """Write values into a structured configuration and yield what cannot be written."""
+    known = {f.name: f for f in fields(schema)}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            allowed = ", ".join(prefix + k for k in known)
+            yield f"unknown key {name} (value {value!r}){did_you_mean(key, list(known))}; allowed: {allowed}"
+        elif is_dataclass(known[key].default_factory):
+            if isinstance(value, dict):
+                yield from _assign(config[key], known[key].default_factory, value, f"{name}.")
+            else:
+                yield f"{name} must be a mapping, found {value!r}"
+        else:
+            yield from _assign_leaf(config, known[key], value, name)
+
+
+def _assign_leaf(config: DictConfig, leaf: Field, value: Any, name: str) -> Iterator[str]:
+    try:
+        OmegaConf.update(config, leaf.name, value, merge=False)
+    except OmegaConfBaseException:
+        yield f"{name} must be {type_text(leaf.type)}, found {value!r}"
+
+
+def _broken_rules(config: Any, prefix: str) -> Iterator[str]:
+    for leaf in fields(config):
+        value = getattr(config, leaf.name)
+        rule = leaf.metadata["rule"]
+        if is_dataclass(value):
+            yield from _broken_rules(value, f"{prefix}{leaf.name}.")
+        elif rule is not None and value is not None and not rule.holds(value):
+            yield f"{prefix}{leaf.name} must be {rule.text}, found {value!r}"
+
+
+def type_text(annotation: Any) -> str:
+    """A field's type in words: `int`, `float or null`, `list of int`."""
+    text = str(annotation) if not isinstance(annotation, type) or "[" in str(annotation) else annotation.__name__
+    text = text.replace("typing.", "").replace("Optional[", "").replace("dict[str, Any]", "mapping")
+    optional = "Optional" in str(annotation) or "None" in str(annotation)
+    text = text.replace(" | None", "").replace("list[", "list of ").replace("]", "")
+    return f"{text} or null" if optional else text
+
+
+def default_of(leaf: Field) -> Any:
+    """The default value of a field."""
+    return leaf.default if leaf.default is not MISSING else leaf.default_factory()

@@ -1,0 +1,244 @@
+"""The trainer of every ViT experiment: nnU-Net's trainer, with everything that differs read from the plans."""
+
+import functools
+import os
+import random
+from pathlib import Path
+from time import time
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+from nnunetv2.model.backbone import load_backbone_weights, load_pretrained_weights
+from nnunetv2.model.segmentation_model import autocast_for, count_parameters
+from nnunetv2.training.experiment.derive import derive_plans
+from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
+from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY
+from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
+from nnunetv2.training.experiment.schema import load_config, restore
+from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+
+
+class nnUNetTrainer_vit(nnUNetTrainer):
+    """Trains the network that the plans describe, as their key `vit` says.
+
+    Built on nnU-Net's plain plans, it derives the plans of an experiment in memory.
+
+    Args:
+        plans: plans, plain or derived.
+        configuration: a 2D configuration of the plans.
+        fold: number of the fold, or `all`.
+        dataset_json: content of the data set's `dataset.json`.
+        device: where to train.
+        config_path: the experiment for plain plans: a YAML file, or the name of a packaged configuration (default:
+            the class's `default_config`). Derived plans carry theirs.
+
+    Attributes:
+        config: the resolved configuration.
+    """
+
+    config_class: ClassVar[type] = ViTnnUNetConfig
+    default_config: ClassVar[str] = "upernet"
+
+    # nnU-Net's constructor reads the signature of this one and expects its own
+    @functools.wraps(nnUNetTrainer.__init__)
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+        config_path: str | None = None,
+    ) -> None:
+        continue_training = plans.setdefault("continue_training", False)
+        if EXPERIMENT_KEY not in plans["configurations"].get(configuration, {}):
+            plans = self._derive_in_memory(plans, configuration, dataset_json, config_path or self.default_config)
+            plans["continue_training"] = continue_training
+        elif config_path is not None:
+            raise ExperimentError(
+                f"the plans {plans['plans_name']!r} carry their experiment: config_path must be left out"
+            )
+        self.config = restore(self.config_class, plans["configurations"][configuration][EXPERIMENT_KEY])
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.my_init_kwargs["config_path"] = config_path
+        self._restoring = False
+        self._apply_train_config()
+        self.logger.update_config({EXPERIMENT_KEY: self._experiment()})
+
+    @classmethod
+    def _derive_in_memory(cls, plans: dict, configuration: str, dataset_json: dict, config_path: str) -> dict[str, Any]:
+        config = load_config(cls.config_class, config_path)
+        return derive_plans(plans, configuration, dataset_json, config, Path(config_path).stem)
+
+    def _experiment(self) -> dict[str, Any]:
+        return self.configuration_manager.configuration[EXPERIMENT_KEY]
+
+    def _apply_train_config(self) -> None:
+        train = self.config.train
+        names = ("initial_lr", "weight_decay", "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+        for name in (*names, "save_every"):
+            value = getattr(train, name)
+            if value is not None:  # null: nnU-Net's own
+                setattr(self, name, value)
+        self.gradient_clip = 12.0 if train.gradient_clip is None else train.gradient_clip  # nnU-Net's own is 12
+        self.enable_deep_supervision = False
+        if train.precision != "float16":  # the only one whose gradients need scaling
+            self.grad_scaler = None
+
+    # --- set-up -------------------------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Build network, optimiser and loss; at the start of a new training, load the pretrained weights."""
+        self._seed(epoch=0)
+        super().initialize()
+        if not self._restoring:
+            self._load_pretrained_backbone()
+        self._log_experiment()
+
+    @property
+    def plain_network(self) -> nn.Module:
+        """The network without the wrappers of distributed training and compilation."""
+        network = self.network.module if self.is_ddp else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def _load_pretrained_backbone(self) -> None:
+        model = self.config.model
+        backbone = self.plain_network.backbone
+        if self.local_rank == 0:
+            if model.checkpoint_path:
+                load_backbone_weights(backbone, model.checkpoint_path)
+                self.print_to_log_file(f"Backbone weights loaded from {model.checkpoint_path}")
+            elif model.pretrained:
+                load_pretrained_weights(backbone, model.backbone, model.backbone_size)
+                self.print_to_log_file(f"Pretrained weights of {model.backbone} {model.backbone_size} loaded")
+            else:
+                self.print_to_log_file("WARNING: the backbone starts from random weights (model.pretrained is false)")
+        if self.is_ddp:  # one process reads or downloads, the others get its tensors
+            for tensor in backbone.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def _log_experiment(self) -> None:
+        network = self.plain_network
+        self.print_to_log_file(f"Experiment {self.plans_manager.plans_name}: {self._experiment()}")
+        keywords = self.configuration_manager.network_arch_init_kwargs
+        self.print_to_log_file(
+            f"Backbone mode: {network.mode}, feature layers: {network.feature_indices}, "
+            f"input normalisation: {keywords['input_norm'] or 'none, channels pass as nnU-Net normalises them'}"
+        )
+        parts = {**network.parameter_summary(), "total": count_parameters(network)}
+        for name, (total, trainable) in parts.items():
+            self.print_to_log_file(f"Parameters of {name}: {total:,}, trainable {trainable:,}", add_timestamp=False)
+        self.logger.update_config({"parameters": {name: list(counts) for name, counts in parts.items()}})
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        """Create the optimiser and the schedule that the configuration names."""
+        train = self.config.train
+        groups = parameter_groups(self._network_before_ddp(), self.initial_lr, self.weight_decay, train.layer_decay)
+        optimizer = create_optimizer(train.optimizer, groups, train.momentum, train.betas)
+        factor = functools.partial(
+            schedule_factor, train.schedule, num_epochs=self.num_epochs, warmup_epochs=train.warmup_epochs
+        )
+        return optimizer, EpochSchedule(optimizer, factor)
+
+    def _network_before_ddp(self) -> nn.Module:
+        return self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
+
+    def _do_i_compile(self) -> bool:
+        if self.config.train.compile is None or self.device.type != "cuda":
+            return super()._do_i_compile()
+        return self.config.train.compile
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Do nothing: the decoders have one output."""
+
+    def _seed(self, epoch: int) -> None:
+        """Seed by seed, epoch and process, so that a resumed epoch draws what it would have drawn."""
+        if self.config.train.seed is None:
+            return
+        sequence = np.random.SeedSequence([self.config.train.seed, epoch, self.local_rank])
+        python, numpy, pytorch = (int(word) for word in sequence.generate_state(3))
+        random.seed(python)
+        np.random.seed(numpy)
+        torch.manual_seed(pytorch)
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Start an epoch as nnU-Net does, after seeding."""
+        self._seed(self.current_epoch)
+        super().on_train_epoch_start()
+
+    def train_step(self, batch: dict) -> dict:
+        """Make one step of the optimiser.
+
+        Args:
+            batch: `data` (B, C, H, W) and `target` (B, 1, H, W), or (B, R, H, W) for regions.
+
+        Returns:
+            `loss`, a NumPy scalar.
+
+        Raises:
+            RuntimeError: the loss is not finite.
+        """
+        data = batch["data"].to(self.device, non_blocking=True)
+        target = batch["target"].to(self.device, non_blocking=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast_for(self.device, self.config.train.precision):
+            loss = self.loss(self.network(data), target)
+        loss_value = loss.detach().cpu().numpy()
+        if not np.isfinite(loss_value):
+            self._stop_on(loss_value)
+        self._step(loss)
+        return {"loss": loss_value}
+
+    def _step(self, loss: torch.Tensor) -> None:
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        if self.grad_scaler is None:
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+            self.optimizer.step()
+            return
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _stop_on(self, loss_value: np.ndarray) -> None:
+        train = self.config.train
+        message = (
+            f"the training loss is {loss_value} in epoch {self.current_epoch}, training stops; checkpoints are as they "
+            f"were. Try a lower train.initial_lr (now {self.initial_lr}) or gradient_clip (now {self.gradient_clip}), "
+            f"or train.precision=bfloat16 or float32 (now {train.precision})"
+        )
+        self.print_to_log_file(f"ERROR: {message}")
+        raise ExperimentError(message)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a checkpoint to a temporary name and move it into place: a kill never leaves half a file."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)  # nnU-Net logs or does nothing
+            return
+        start = time()
+        temporary = f"{filename}.tmp"
+        try:
+            super().save_checkpoint(temporary)
+            os.replace(temporary, filename)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        size = os.path.getsize(filename) / 2**20
+        self.print_to_log_file(f"Wrote {Path(filename).name} ({size:.1f} MiB) in {time() - start:.1f} s")
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load a checkpoint; the pretrained weights are not asked for again."""
+        self._restoring = True
+        super().load_checkpoint(filename_or_checkpoint)
