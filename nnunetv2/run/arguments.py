@@ -1,0 +1,39 @@
+"""The arguments of the training commands: nnU-Net's own, plus configuration, name and overrides."""
+
+import argparse
+
+DEVICES = ("cuda", "cpu", "mps")
+
+
+def training_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a training command.
+
+    Args:
+        prog: name of the command.
+        description: what it does, in a sentence.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog="Prediction needs only the stock command: nnUNetv2_predict -d DATASET -c CONFIGURATION -f FOLD "
+        "-tr TRAINER -p PLANS_NAME, where PLANS_NAME is <plans>_<name>, such as nnUNetPlans_upernet.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("dataset_name_or_id", help="data set, such as 101 or Dataset101_LESAV")
+    add("configuration", help="a 2D configuration of the plans: 2d")
+    add("fold", help="fold of the cross-validation: a number, or all")
+    add("overrides", nargs="*", metavar="key=value", help="override the configuration: train.num_epochs=50")
+    add("--config", help="name of a packaged configuration, or path to a YAML file")
+    add("--name", help="name of the experiment (default: the file name of the configuration)")
+    add("-tr", "--trainer_class_name", help="trainer class (default: the configuration's trainer)")
+    add("-p", "--plans_identifier", default="nnUNetPlans", help="plans to derive from (default: %(default)s)")
+    add("-pretrained_weights", help="nnU-Net checkpoint to start from")
+    add("-num_gpus", type=int, default=1, help="number of GPUs (default: %(default)s)")
+    add("--npz", action="store_true", help="save the probabilities of the validation, for ensembling")
+    add("--c", action="store_true", help="continue from the last checkpoint")
+    add("--val", action="store_true", help="only run the validation; the training must be finished")
+    add("--val_best", action="store_true", help="validate with checkpoint_best instead of checkpoint_final")
+    add("--disable_checkpointing", action="store_true", help="write no checkpoints")
+    add("-device", default="cuda", help="cuda, cpu or mps (default: %(default)s)")
+    return parser

@@ -1,0 +1,92 @@
+"""What a training needs on disk, checked in milliseconds: data set, plans, configuration, preprocessed cases, fold."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+
+from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.plans_file import check_configuration, read_plans, resolve
+
+DEFAULT_FOLDS = 5  # nnU-Net's cross-validation, where there is no splits_final.json yet
+
+
+def find_dataset(name_or_id: str) -> str:
+    """Return the full name of a data set, such as `Dataset101_LESAV`, from its name or number.
+
+    Raises:
+        ExperimentError: nnU-Net's variables are not set, or no or several data sets answer to the name or number.
+    """
+    for variable in (nnUNet_preprocessed, nnUNet_results):
+        if not variable.is_set():
+            raise ExperimentError(f"the environment variable {variable.env_var_name} is not set")
+    roots = [Path(str(root)) for root in (nnUNet_preprocessed, nnUNet_raw) if root.is_set()]
+    existing = sorted({p.name for root in roots if root.is_dir() for p in root.iterdir() if _is_dataset(p.name)})
+    if name_or_id.isdecimal():
+        found = [name for name in existing if int(name[7:10]) == int(name_or_id)]
+    else:
+        found = [name for name in existing if name == name_or_id]
+    if len(found) != 1:
+        kind = "several data sets match" if found else "no data set matches"
+        raise ExperimentError(f"{kind} {name_or_id!r}; existing: {', '.join(existing) or 'none'}")
+    return found[0]
+
+
+def _is_dataset(folder_name: str) -> bool:
+    return re.fullmatch(r"Dataset\d{3}_.+", folder_name) is not None
+
+
+def preprocessed_folder(dataset: str) -> Path:
+    """The folder of a data set's plans and preprocessed cases.
+
+    Raises:
+        ExperimentError: the data set was not planned and preprocessed.
+    """
+    folder = Path(str(nnUNet_preprocessed)) / dataset
+    if not (folder / "dataset.json").is_file():
+        raise ExperimentError(f"{dataset} is not preprocessed in {folder}: run {_preprocess_command(dataset, '2d')}")
+    return folder
+
+
+def _preprocess_command(dataset: str, configuration: str) -> str:
+    return f"nnUNetv2_plan_and_preprocess -d {int(dataset[7:10])} -c {configuration}"
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """Read the `dataset.json` beside the plans."""
+    return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+
+
+def read_base_plans(folder: Path, plans_name: str, configuration: str) -> dict[str, Any]:
+    """Read plans and check that they hold a 2D configuration whose cases are preprocessed.
+
+    Raises:
+        ExperimentError: no such plans, no such 2D configuration, or no preprocessed cases.
+    """
+    plans = read_plans(folder, plans_name)
+    check_configuration(plans, configuration)
+    cases = folder / resolve(plans, configuration)["data_identifier"]
+    if not cases.is_dir() or not any(os.scandir(cases)):
+        command = _preprocess_command(folder.name, configuration)
+        raise ExperimentError(
+            f"{folder.name} is not preprocessed for {configuration!r} ({cases} is empty): run {command}"
+        )
+    return plans
+
+
+def check_fold(folder: Path, fold: str) -> int | str:
+    """Return the fold as nnU-Net takes it: `all`, or a number that the data set's split has.
+
+    Raises:
+        ExperimentError: it is neither.
+    """
+    if fold == "all":
+        return fold
+    splits = folder / "splits_final.json"
+    folds = len(json.loads(splits.read_text(encoding="utf-8"))) if splits.is_file() else DEFAULT_FOLDS
+    if not fold.isdecimal() or int(fold) >= folds:
+        raise ExperimentError(f"fold {fold!r} is not in the split of {folder.name}; allowed: all, 0 to {folds - 1}")
+    return int(fold)

@@ -1,0 +1,219 @@
+"""What every training command does: configuration → derived plans → nnU-Net's own `run_training`.
+
+Torch is loaded inside the functions: `--help` and a wrong configuration are answered at once.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2.paths import nnUNet_results
+
+from nnunetv2.run.arguments import DEVICES
+from nnunetv2.run.preprocessed_dataset import (
+    check_fold,
+    find_dataset,
+    preprocessed_folder,
+    read_base_plans,
+    read_dataset_json,
+)
+from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.plans_file import (
+    EXPERIMENT_KEY,
+    check_configuration,
+    check_name,
+    read_plans,
+    resolve,
+    write_new_plans,
+)
+from nnunetv2.training.experiment.schema import build, find_config, packaged_configs, read_values
+from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMAS = (ViTnnUNetConfig,)
+DEFAULT_TRAINER = "nnUNetTrainer_vit"
+# As nnU-Net sets them when it is run as a script. They must be set before NumPy and torch are loaded.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+
+
+def run_command(command: str, args: argparse.Namespace) -> None:
+    """Train; end with one sentence and exit code 2 on what the user can put right.
+
+    Args:
+        command: name of the command, for the message.
+        args: arguments as `arguments.training_parser` reads them.
+    """
+    for variable in THREAD_VARIABLES:
+        os.environ.setdefault(variable, "1")
+    try:
+        train(args)
+    except ExperimentError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Check everything, write the derived plans where they are not there yet, and hand over to nnU-Net.
+
+    Raises:
+        ExperimentError: something is wrong that the user can put right.
+    """
+    check_flags(args)
+    config = read_experiment(args)
+    dataset = find_dataset(args.dataset_name_or_id)
+    folder = preprocessed_folder(dataset)
+    fold = check_fold(folder, args.fold)
+    plans = stored_plans(args, folder) if config is None else None
+    base = read_base_plans(folder, args.plans_identifier, args.configuration) if config is not None else None
+    device = prepare_device(args.device, args.num_gpus)
+    if plans is None:
+        plans = derive(args, config, base, folder)
+    trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
+    name = plans["plans_name"]
+    if args.c or args.val:
+        check_checkpoint(Path(str(nnUNet_results)) / dataset / f"{trainer}__{name}__{args.configuration}", fold, args)
+    write_new_plans(folder, plans)
+
+    from nnunetv2.run.run_training import run_training
+
+    run_training(
+        dataset, args.configuration, fold, trainer, name, args.pretrained_weights, args.num_gpus, args.npz,
+        args.c, args.val, args.disable_checkpointing, args.val_best, device,
+    )  # fmt: skip
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Check flags against each other.
+
+    Raises:
+        ExperimentError: names the flags that exclude each other, or a value that cannot be.
+    """
+    for first, second in (("c", "val"), ("val_best", "disable_checkpointing"), ("c", "pretrained_weights")):
+        if getattr(args, first) and getattr(args, second):
+            dashes = "-" if second == "pretrained_weights" else "--"
+            raise ExperimentError(f"--{first} and {dashes}{second} exclude each other")
+    if args.pretrained_weights is not None and not Path(args.pretrained_weights).is_file():
+        raise ExperimentError(f"-pretrained_weights: no such file: {args.pretrained_weights!r}")
+    if args.device not in DEVICES:
+        raise ExperimentError(f"-device {args.device!r} is unknown; allowed: {', '.join(DEVICES)}")
+    if args.num_gpus < 1 or (args.num_gpus > 1 and args.device != "cuda"):
+        raise ExperimentError(
+            f"-num_gpus {args.num_gpus} does not go with -device {args.device}; more than 1 needs cuda"
+        )
+
+
+def read_experiment(args: argparse.Namespace) -> Any:
+    """Read and check the configuration that `--config` names.
+
+    Returns:
+        The configuration object, with `trainer` as `-tr` says; None where `--name` alone continues an experiment.
+
+    Raises:
+        ExperimentError: there is no configuration where one is needed, or it is wrong.
+    """
+    if args.name is not None:
+        check_name(args.name)
+    if args.config is None:
+        if args.name is None or not (args.c or args.val):
+            names = ", ".join(packaged_configs())
+            raise ExperimentError(f"a new training needs --config: a path to a YAML file, or one of {names}")
+        if args.overrides:
+            raise ExperimentError(f"{args.overrides[0]!r} overrides nothing: the experiment {args.name!r} is fixed")
+        return None
+    path = find_config(args.config)
+    if args.name is None:
+        check_name(path.stem)
+    values = read_values(path, args.overrides)
+    trainer = args.trainer_class_name or values.get("trainer") or DEFAULT_TRAINER
+    return build(schema_of(trainer), {**values, "trainer": trainer}, args.config)
+
+
+def schema_of(trainer: str) -> type:
+    """Return the configuration schema of a trainer: of ours by name, of the user's own by importing it.
+
+    Raises:
+        ExperimentError: there is no such trainer, or it is not made for experiments.
+    """
+    known = {name: schema for schema in SCHEMAS for name in schema.TRAINERS}
+    if trainer in known:
+        return known[trainer]
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        schema = getattr(recursive_find_trainer_class_by_name(trainer), "config_class", None)
+    except RuntimeError:
+        schema = None
+    if schema is None:
+        raise ExperimentError(f"{trainer!r} is no trainer for experiments; allowed: {', '.join(known)}, or a subclass")
+    return schema
+
+
+def stored_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Read the plans of the experiment that `--name` names.
+
+    Raises:
+        ExperimentError: there are none, or they are not an experiment's.
+    """
+    plans = read_plans(folder, f"{args.plans_identifier}_{args.name}")
+    check_configuration(plans, args.configuration)
+    if EXPERIMENT_KEY not in resolve(plans, args.configuration):
+        raise ExperimentError(f"the plans {plans['plans_name']!r} are not those of an experiment")
+    return plans
+
+
+def derive(args: argparse.Namespace, config: Any, base: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Derive the plans and, for a new training, check that its pretrained weights are there and fit.
+
+    Raises:
+        ExperimentError: the plans are derived ones already, the network cannot be built, or the weights do not fit.
+    """
+    if EXPERIMENT_KEY in resolve(base, args.configuration):
+        raise ExperimentError(f"-p {args.plans_identifier}: these plans are an experiment's; pass those to derive from")
+    from nnunetv2.training.experiment.derive import check_pretrained_weights, derive_plans
+
+    name = args.name or find_config(args.config).stem
+    plans = derive_plans(base, args.configuration, read_dataset_json(folder), config, name)
+    if not (args.c or args.val):
+        check_pretrained_weights(resolve(plans, args.configuration))
+    return plans
+
+
+def prepare_device(name: str, num_gpus: int) -> "torch.device":
+    """Return the device, with torch's number of threads set as nnU-Net's own command sets it.
+
+    Raises:
+        ExperimentError: this machine has no such device, or too few GPUs.
+    """
+    import torch
+
+    if name == "cuda" and torch.cuda.device_count() < num_gpus:
+        found = torch.cuda.device_count()
+        raise ExperimentError(
+            f"-device cuda with -num_gpus {num_gpus}: PyTorch finds {found} usable GPUs here"
+            + ("; train with -device cpu" if found == 0 else "")
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ExperimentError("-device mps: PyTorch finds no such device here; train with -device cpu")
+    if name == "cpu":
+        torch.set_num_threads(multiprocessing.cpu_count())
+    elif name == "cuda":
+        torch.set_num_threads(1)
+        torch.set_num_interop_threads(1)
+    return torch.device(name)
+
+
+def check_checkpoint(folder: Path, fold: int | str, args: argparse.Namespace) -> None:
+    """Check that there is a training to continue or to validate.
+
+    Raises:
+        ExperimentError: names the checkpoint that is missing.
+    """
+    names = ["checkpoint_final.pth"] if args.val else [f"checkpoint_{n}.pth" for n in ("final", "latest", "best")]
+    if not any((folder / f"fold_{fold}" / name).is_file() for name in names):
+        flag = "--val" if args.val else "--c"
+        raise ExperimentError(f"{flag}: no {' or '.join(names)} in {folder / f'fold_{fold}'}")
