@@ -1,7 +1,8 @@
 """The registry of pretrained ViTs: create one, load its weights, get its features."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import timm
@@ -23,6 +24,7 @@ __all__ = [
     "load_backbone_weights",
     "load_pretrained_weights",
     "query_bias_in_file",
+    "weights_follow",
 ]
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,16 @@ def create_backbone(
     else:
         logger.warning("backbone %s %s has random weights", model_name, model_size)
     return model, model.patch_embed.patch_size[0], model_name
+
+
+@contextlib.contextmanager
+def weights_follow() -> Iterator[None]:
+    """Build networks without the warning about random weights: the caller loads weights afterwards, or only looks."""
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = False
 
 
 def _create_member(family: BackboneFamily, size: str, in_chans: int, query_bias: bool) -> nn.Module:

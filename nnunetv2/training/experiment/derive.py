@@ -10,7 +10,13 @@ import timm
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2.model.backbone import create_backbone, find_pretrained_weights, fit_weights, query_bias_in_file
+from nnunetv2.model.backbone import (
+    create_backbone,
+    find_pretrained_weights,
+    fit_weights,
+    query_bias_in_file,
+    weights_follow,
+)
 from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.training.experiment.decoder_options import FACTORY
 from nnunetv2.training.experiment.errors import ExperimentError
@@ -138,7 +144,7 @@ def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
     architecture = planar["architecture"]
     factory = pydoc.locate(architecture["network_class_name"])
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), weights_follow():
             network = factory(
                 num_classes=num_classes,
                 input_channels=len(planar["normalization_schemes"]),
@@ -165,7 +171,7 @@ def check_pretrained_weights(planar: dict[str, Any]) -> None:
     name, size = model["backbone"], model["backbone_size"]
     try:
         path = model["checkpoint_path"] or find_pretrained_weights(name, size)
-        with torch.device("meta"):
+        with torch.device("meta"), weights_follow():
             backbone, _, _ = create_backbone(
                 name, size, in_chans=len(planar["normalization_schemes"]), query_bias=keywords["query_bias"]
             )

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from omegaconf import OmegaConf
 from torch import distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from nnunetv2.model.backbone import load_backbone_weights, load_pretrained_weights
+from nnunetv2.model.backbone import load_backbone_weights, load_pretrained_weights, weights_follow
 from nnunetv2.model.segmentation_model import autocast_for, count_parameters
 from nnunetv2.training.experiment.derive import derive_plans
 from nnunetv2.training.experiment.errors import ExperimentError
@@ -102,6 +104,20 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             self._load_pretrained_backbone()
         self._log_experiment()
 
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        """Build the network that the plans describe, as nnU-Net does; its weights are loaded afterwards."""
+        with weights_follow():
+            return nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+
     @property
     def plain_network(self) -> nn.Module:
         """The network without the wrappers of distributed training and compilation."""
@@ -126,7 +142,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
 
     def _log_experiment(self) -> None:
         network = self.plain_network
-        self.print_to_log_file(f"Experiment {self.plans_manager.plans_name}: {self._experiment()}")
+        experiment = OmegaConf.to_yaml(self._experiment())
+        self.print_to_log_file(f"Experiment {self.plans_manager.plans_name}:\n{experiment}")
         keywords = self.configuration_manager.network_arch_init_kwargs
         self.print_to_log_file(
             f"Backbone mode: {network.mode}, feature layers: {network.feature_indices}, "

@@ -1,0 +1,31 @@
+# PYTHON is the interpreter of the virtual environment to work in; the default one is made where it is missing.
+PYTHON ?= .venv/bin/python
+BASE_PYTHON ?= python3
+
+.PHONY: install install-dev demo test test-fast lint docs
+
+.venv/bin/python:
+	$(BASE_PYTHON) -m venv .venv
+
+# An install from a folder is always made anew, so that what runs is what the checkout holds.
+install: $(PYTHON)
+	$(PYTHON) -m pip install .
+
+install-dev: $(PYTHON)
+	$(PYTHON) -m pip install --quiet ".[dev]"
+
+demo: install
+	$(PYTHON) demo/run_demo.py
+
+test: install-dev lint
+	$(PYTHON) -m pytest --durations=10
+
+test-fast: install-dev
+	$(PYTHON) -m pytest -m "not integration"
+
+lint: install-dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+docs: install-dev
+	$(PYTHON) documentation/generate_configuration.py

@@ -1,0 +1,57 @@
+"""Run nnU-Net's and our commands as a user would, and draw what they predict."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from time import time
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLOURS = {1: (230, 60, 60), 2: (70, 110, 255), 3: (90, 200, 90)}
+CAPTION_HEIGHT = 24
+
+
+def environment(output: Path, raw: Path) -> dict[str, str]:
+    """The process's environment with nnU-Net's folders set, and without access to the model hub."""
+    folders = {"raw": raw, "preprocessed": output / "preprocessed", "results": output / "results"}
+    cores = str(min(4, os.cpu_count() or 1))
+    own = {f"nnUNet_{kind}": str(folder) for kind, folder in folders.items()}
+    return {**os.environ, **own, "nnUNet_n_proc_DA": cores, "nnUNet_def_n_proc": cores, "HF_HUB_OFFLINE": "1"}
+
+
+def run(variables: dict[str, str], command: str, *arguments: object) -> None:
+    """Run an installed command, showing it first; stop with its exit code where it fails."""
+    line = [command, *map(str, arguments)]
+    print(f"\n$ {' '.join(line)}", flush=True)
+    start = time()
+    line[0] = str(Path(sysconfig.get_path("scripts")) / command)
+    code = subprocess.run(line, env=variables, check=False).returncode
+    if code:
+        sys.exit(f"{command} failed with exit code {code}")
+    print(f"({command}: {time() - start:.0f} s)", flush=True)
+
+
+def paint(labels: np.ndarray) -> Image.Image:
+    """Draw labels (H, W) as colours on black."""
+    picture = np.zeros((*labels.shape, 3), dtype=np.uint8)
+    for label, colour in COLOURS.items():
+        picture[labels == label] = colour
+    return Image.fromarray(picture)
+
+
+def write_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], side: int, path: Path) -> None:
+    """Write a picture of rows of tiles, each fitted into `side` × `side` pixels, under a line of captions."""
+    sheet = Image.new("RGB", (len(captions) * side, CAPTION_HEIGHT + len(rows) * side), "white")
+    for column, caption in enumerate(captions):
+        ImageDraw.Draw(sheet).text((column * side + 8, 6), caption, fill="black")
+        for row, tiles in enumerate(rows):
+            tile = tiles[column]
+            scale = side / max(tile.size)
+            size = tuple(round(length * scale) for length in tile.size)
+            place = (column * side, CAPTION_HEIGHT + row * side)
+            sheet.paste(tile.convert("RGB").resize(size, Image.Resampling.NEAREST), place)
+    sheet.save(path)

@@ -1,0 +1,248 @@
+"""Backbones: the registry, features, input channels, and weights in and out of every layout read so far."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from nnunetv2.model.backbone import FAMILIES, create_backbone, get_vit_features, load_backbone_weights
+from nnunetv2.model.backbone_families import VISIONFM_MODALITIES, check_backbone
+from nnunetv2.model.lora import enable_lora
+
+FAMILY_NAMES = list(FAMILIES)
+
+
+def tiny(family: str, **options):
+    torch.manual_seed(0)
+    return create_backbone(family, "tiny", **options)[0].eval()
+
+
+def randomize(model: torch.nn.Module, seed: int = 1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def features(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.stack(get_vit_features(model, image, [0, 3]))
+
+
+def reference_layout(model: torch.nn.Module, bias: bool) -> dict[str, torch.Tensor]:
+    """The state of a timm DINOv3 in the layout of the official files."""
+    state = {"mask_token": torch.zeros(1, model.embed_dim)}
+    for name, value in model.state_dict().items():
+        if name.endswith(("q_bias", "v_bias")):
+            continue
+        renames = (("reg_token", "storage_tokens"), ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"))
+        for ours, theirs in (*renames, ("rope.periods", "rope_embed.periods")):
+            name = name.replace(ours, theirs)
+        state[name] = value
+    for i, block in enumerate(model.blocks):
+        zeros = torch.zeros(model.embed_dim)
+        parts = [block.attn.q_bias, torch.full_like(zeros, torch.nan), block.attn.v_bias] if bias else [zeros] * 3
+        state[f"blocks.{i}.attn.qkv.bias"] = torch.cat(parts).detach()
+        state[f"blocks.{i}.attn.qkv.bias_mask"] = torch.ones(3 * model.embed_dim)
+    return state
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("in_chans", [1, 3, 4])
+def test_features_are_normalised_maps_at_the_patch_grid(family: str, in_chans: int):
+    model, patch, name = create_backbone(family, "tiny", in_chans=in_chans)
+    assert name == family and patch == FAMILIES[family].patch_size
+    maps = get_vit_features(model, torch.rand(2, in_chans, 3 * patch, 5 * patch), [0, 1, 2, 3])
+    assert [tuple(x.shape) for x in maps] == [(2, model.embed_dim, 3, 5)] * 4
+    # the final norm was applied to each: mean 0 and variance 1 over the channels of a token
+    assert all(torch.allclose(x.mean(1), torch.zeros(()), atol=1e-4) for x in maps)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_prefix_tokens_begin_with_the_class_token(family: str):
+    model = tiny(family)
+    image = torch.rand(1, 3, 4 * model.patch_embed.patch_size[0], 4 * model.patch_embed.patch_size[0])
+    ((_, prefix),) = get_vit_features(model, image, [3], return_prefix_tokens=True)
+    with torch.no_grad():
+        assert torch.allclose(prefix, model.forward_features(image)[:, : model.num_prefix_tokens], atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_size_of_the_table_is_a_timm_model_of_that_patch_size(family: str):
+    for timm_name in FAMILIES[family].timm_names.values():
+        with torch.device("meta"):
+            model = timm.create_model(timm_name, num_classes=0, dynamic_img_size=True)
+        assert model.patch_embed.patch_size == (FAMILIES[family].patch_size,) * 2
+
+
+def test_visionfm_statistics_are_means_and_deviations_of_unit_range():
+    assert all(0 < v < 1 for s in VISIONFM_MODALITIES.values() for v in (*s.mean, *s.std))
+
+
+def test_any_timm_vit_by_its_name():
+    model, patch, _ = create_backbone("timm:vit_tiny_patch16_224", "large")
+    assert patch == 16
+    assert get_vit_features(model, torch.rand(1, 3, 32, 48), [5])[0].shape == (1, 192, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "told"),
+    [
+        ("dinov4", "large", "dinov3"),
+        ("dinov3", "giant", "huge_plus"),
+        ("retfound", "base", "large"),
+        ("timm:resnet18", "large", "resnet18"),
+        ("timm:no_such_vit", "large", "no_such_vit"),
+    ],
+)
+def test_unknown_backbones_are_named_with_what_is_allowed(name: str, size: str, told: str):
+    with pytest.raises(ValueError, match=told):
+        create_backbone(name, size)
+
+
+def test_check_backbone_says_what_was_probably_meant():
+    with pytest.raises(ValueError, match="did you mean 'dinov3'"):
+        check_backbone("dinov", "large")
+
+
+def test_random_weights_are_warned_about_once(caplog):
+    tiny("dinov3")
+    assert [r.levelname for r in caplog.records] == ["WARNING"] and "random" in caplog.text
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_timm_layout_arrives_tensor_by_tensor(family: str, suffix: str, with_lora: bool, tmp_path: Path):
+    source = tiny(family)
+    randomize(source)
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(source.state_dict(), path)
+    target = tiny(family)
+    image = torch.rand(1, 3, 56, 70) if family == "dinov2" else torch.rand(1, 3, 48, 64)
+    assert not torch.allclose(features(source, image), features(target, image))
+    if with_lora:
+        target = enable_lora(target).eval()
+    load_backbone_weights(target, path)
+    assert torch.equal(features(source, image), features(target, image))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_official_dinov3_layout(bias: bool, tmp_path: Path):
+    source = tiny("dinov3", query_bias=bias)
+    randomize(source)
+    source.rope.periods.copy_(source.rope.periods.to(torch.bfloat16))  # as the released files hold them
+    path = tmp_path / "dinov3.pth"
+    torch.save(reference_layout(source, bias), path)
+    target, _, _ = create_backbone("dinov3", "tiny", checkpoint_path=path)
+    assert (target.blocks[0].attn.q_bias is not None) == bias
+    image = torch.rand(1, 3, 48, 64)
+    assert torch.allclose(features(source, image), features(target.eval(), image), atol=1e-6)
+    assert torch.equal(target.state_dict()["rope.periods"], source.rope.periods)
+
+
+def test_query_bias_is_never_dropped(tmp_path: Path):
+    source = tiny("dinov3", query_bias=True)
+    randomize(source)
+    path = tmp_path / "dinov3.pth"
+    torch.save(reference_layout(source, bias=True), path)
+    with pytest.raises(ValueError, match="query bias"):
+        load_backbone_weights(tiny("dinov3"), path)
+
+
+def test_rotary_periods_survive_saving_and_loading(tmp_path: Path):
+    model = tiny("dinov3")
+    with torch.no_grad():
+        model.rope.periods.mul_(1.5)
+    other = tiny("dinov3")
+    other.load_state_dict(model.state_dict())
+    image = torch.rand(1, 3, 48, 64)
+    assert torch.equal(features(model, image), features(other, image))
+
+
+def test_official_dinov2_layout_with_positions_of_another_grid(tmp_path: Path):
+    source = tiny("dinov2")
+    state = dict(source.state_dict(), mask_token=torch.zeros(1, source.embed_dim))
+    positions = state["pos_embed"]
+    state["pos_embed"] = torch.cat([positions[:, :1], torch.ones(1, 16 * 16, source.embed_dim)], dim=1)
+    path = tmp_path / "dinov2.pth"
+    torch.save(state, path)
+    target, _, _ = create_backbone("dinov2", "tiny", checkpoint_path=path)
+    assert target.pos_embed.shape == positions.shape
+    assert torch.allclose(target.pos_embed[:, 1:], torch.ones(()), atol=1e-5)
+    assert torch.equal(target.cls_token, source.cls_token)
+
+
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_patch_embedding_is_adapted_to_other_channels(in_chans: int, tmp_path: Path):
+    source = tiny("dinov3")
+    path = tmp_path / "weights.pth"
+    torch.save(source.state_dict(), path)
+    target, _, _ = create_backbone("dinov3", "tiny", checkpoint_path=path, in_chans=in_chans)
+    gray = torch.rand(1, 1, 32, 32)
+    expected = source.patch_embed(gray.expand(-1, 3, -1, -1))
+    # equal responses to an image whose channels are all the same, up to timm's rescaling of repeated channels
+    assert torch.allclose(target.patch_embed(gray.expand(-1, in_chans, -1, -1)).mean(), expected.mean(), atol=0.05)
+    if in_chans == 1:
+        assert torch.allclose(target.patch_embed(gray), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda s: s.pop("blocks.2.mlp.fc1.bias"), "missing tensors: blocks.2.mlp.fc1.bias"),
+        (lambda s: s.update(extra=torch.zeros(1)), "unknown tensors: extra"),
+        (lambda s: s.update(cls_token=torch.zeros(1, 1, 7)), r"cls_token is \(1, 1, 7\) in the file"),
+        (lambda s: [s.update({f"teacher.{k}": s.pop(k)}) for k in list(s)], "missing tensors, such as"),
+    ],
+)
+def test_a_file_that_almost_fits_is_refused_by_name(damage, told: str, tmp_path: Path):
+    state = dict(tiny("dinov3").state_dict())
+    damage(state)
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    model = tiny("dinov3")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=told):
+        load_backbone_weights(model, path)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class Malicious:
+    def __reduce__(self):
+        return (open, ("executed", "w"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_unreadable_files_are_refused_and_never_executed(content, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pth"
+    if content is None:
+        torch.save({"x": Malicious()}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.pth"):
+        create_backbone("dinov3", "tiny", checkpoint_path=path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ValueError, match=r"not found: /no/such/file\.pth"):
+        create_backbone("dinov2", "tiny", checkpoint_path="/no/such/file.pth")
+
+
+def test_without_network_the_remedy_is_named(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with torch.device("meta"), pytest.raises(ValueError, match=r"model\.checkpoint_path.*model\.pretrained=false"):
+        create_backbone("dinov3", "small", pretrained=True)
+
+
+@pytest.mark.parametrize(("family", "size"), [("retfound", "large"), ("visionfm", "base"), ("dinov3", "tiny")])
+def test_imagenet_weights_never_stand_in_for_those_of_a_family(family: str, size: str):
+    with torch.device("meta"), pytest.raises(ValueError, match="no pretrained weights"):
+        create_backbone(family, size, pretrained=True)

@@ -1,0 +1,124 @@
+"""The rules that keep an overlay sound: paths, layers, imports, and what a wheel holds."""
+
+import ast
+import csv
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+OVERLAY = [p for folder in ("nnunetv2", "dinov3") for p in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [p for p in OVERLAY if "tests" not in p.relative_to(ROOT).parts]
+# Every layer, leftmost first; a module may import from its own layer and from those to the right.
+LAYERS = ("nnunetv2.run", "nnunetv2.training", "nnunetv2.model", "dinov3")
+
+
+def upstream_files() -> set[str]:
+    record = distribution("nnunetv2").read_text("RECORD")
+    return {row[0] for row in csv.reader(record.splitlines())}
+
+
+def imported_modules(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return names | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+
+
+def layer_of(module: str) -> int | None:
+    return next((i for i, layer in enumerate(LAYERS) if module == layer or module.startswith(layer + ".")), None)
+
+
+def test_no_file_of_ours_has_an_upstream_path():
+    ours = {str(p.relative_to(ROOT)) for p in (ROOT / "nnunetv2").rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    assert ours and not ours & upstream_files()
+
+
+def test_init_files_stand_in_our_own_folders_only():
+    upstream_folders = {str(Path(f).parent) for f in upstream_files() if f.endswith("__init__.py")}
+    for path in SOURCES:
+        folder = path.parent
+        relative = str(folder.relative_to(ROOT))
+        assert (folder / "__init__.py").exists() == (relative not in upstream_folders), relative
+    assert not list((ROOT / "nnunetv2" / "tests").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_to_the_right(path: Path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    own = layer_of(module)
+    for imported in imported_modules(path):
+        target = layer_of(imported)
+        assert own is None or target is None or target >= own, f"{module} imports {imported}"
+        if module.startswith("dinov3"):
+            assert not imported.startswith("nnunetv2"), f"{module} imports {imported}"
+
+
+def test_the_layer_rule_sees_imports():
+    assert "nnunetv2.model.backbone" in imported_modules(ROOT / "nnunetv2/model/segmentation_model.py")
+    assert layer_of("nnunetv2.run.arguments") == 0
+    assert layer_of("nnunetv2.utilities.find_objects") is None
+
+
+def test_no_print_in_library_code_but_for_the_one_exception():
+    calls = {
+        (path.name, function.name)
+        for path in SOURCES
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert calls == {("segmentation_model.py", "print_trainable_parameters"), ("train_experiment.py", "run_command")}
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+
+
+def test_the_command_and_the_schema_load_without_torch():
+    code = (
+        "import sys, nnunetv2.run.run_training_vit, nnunetv2.training.nnUNetTrainer.vit_config as c;"
+        "from nnunetv2.training.experiment.schema import load_config;"
+        "load_config(c.ViTnnUNetConfig, 'upernet');"
+        "print([m for m in ('torch', 'timm', 'transformers', 'peft') if m in sys.modules])"
+    )
+    result = run_python(code)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_importing_the_trainers_prints_nothing():
+    # nnU-Net imports every module of the folder while it looks for a trainer
+    result = run_python("import nnunetv2.training.nnUNetTrainer.nnUNetTrainer_mymodel")
+    assert result.returncode == 0 and result.stdout == "", result.stderr
+
+
+@pytest.mark.parametrize("config", [p.name for p in sorted((ROOT / "nnunetv2/configs").glob("*.yaml"))])
+def test_no_number_in_a_config_is_read_as_text_by_pyyaml(config: str):
+    text = (ROOT / "nnunetv2/configs" / config).read_text()
+    assert not re.search(r":\s*\d+e-?\d+\s*$", text, flags=re.MULTILINE)
+
+
+def test_editable_install_becomes_an_ordinary_one(tmp_path: Path):
+    code = (
+        "import sys, warnings; sys.path.insert(0, 'build_backend'); import overlay_backend as b\n"
+        f"with warnings.catch_warnings(record=True) as w: print(b.build_editable({str(tmp_path)!r}))\n"
+        "assert any('editable' in str(x.message) for x in w), w"
+    )
+    # in a copy: a build leaves folders behind
+    copy = tmp_path / "copy"
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in files.stdout.splitlines():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    (copy / "build" / "lib" / "nnunetv2").mkdir(parents=True)
+    (copy / "build" / "lib" / "nnunetv2" / "deleted_long_ago.py").touch()
+    result = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    names = set(zipfile.ZipFile(tmp_path / result.stdout.split()[-1]).namelist())
+    assert {"nnunetv2/model/backbone.py", "nnunetv2/configs/upernet.yaml", "dinov3/__init__.py"} <= names
+    assert not [n for n in names if "tests" in n or n == "nnunetv2/__init__.py" or "deleted_long_ago" in n]
