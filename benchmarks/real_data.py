@@ -85,7 +85,9 @@ def conduct(number: int, raw: Path, output: Path) -> dict[str, float]:
     config = HERE / "upernet_tiny.yaml"
     execute("nnUNetv2_train_vit", number, "2d", 0, "--config", config, "-device", "cpu", *study.overrides)
     trained = ("-d", number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", PLANS)
-    execute("nnUNetv2_predict", "-i", raw / study.images, "-o", predictions, *trained, "-device", "cpu", "--disable_tta")
+    execute(
+        "nnUNetv2_predict", "-i", raw / study.images, "-o", predictions, *trained, "-device", "cpu", "--disable_tta"
+    )
     files = ("-djfile", predictions / "dataset.json", "-pfile", predictions / "plans.json")
     execute("nnUNetv2_evaluate_folder", raw / study.labels, predictions, *files)
     draw(raw / study.images, raw / study.labels, predictions, output / f"{study.dataset}.png")

@@ -64,7 +64,9 @@ def main() -> None:
     truth, predictions = dataset / "labelsTs", OUTPUT / "predictions"
     execute = partial(run, environment(OUTPUT, OUTPUT / "raw"))
     trained = ("-d", number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", "nnUNetPlans_upernet_demo")
-    execute("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "--verify_dataset_integrity", "-npfp", 2, "-np", 2)
+    execute(
+        "nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "--verify_dataset_integrity", "-npfp", 2, "-np", 2
+    )
     execute("nnUNetv2_train_vit", number, "2d", 0, "--config", HERE / "upernet_demo.yaml", "-device", "cpu")
     execute("nnUNetv2_predict", "-i", dataset / "imagesTs", "-o", predictions, *trained, "-device", "cpu")
     files = ("-djfile", predictions / "dataset.json", "-pfile", predictions / "plans.json")
