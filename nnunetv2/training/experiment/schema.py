@@ -117,14 +117,13 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
             raise ExperimentError(f"{path} must hold a mapping of keys to values, found {type(config).__name__}")
+        if not config:
+            raise ExperimentError(f"{path} is empty; a configuration has the keys model, lora and train")
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(config, resolve=True)
+        return OmegaConf.to_container(config, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ExperimentError(f"cannot read {path} as YAML: {reason}") from error
-    if not values:
-        raise ExperimentError(f"{path} is empty; a configuration has the keys model, lora and train")
-    return values
 
 
 def build(schema: type[Schema], values: dict[str, Any], source: str) -> Schema:

@@ -1,0 +1,177 @@
+"""Configurations: the packaged ones, what is refused and how it is told."""
+
+from pathlib import Path
+
+import pytest
+
+from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.schema import load_config, packaged_configs
+from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+
+BASE = {"model.backbone_size": "tiny", "model.pretrained": "false"}
+
+
+def load(name_or_path: str = "upernet", **overrides: object) -> ViTnnUNetConfig:
+    pairs = {**BASE, **{k.replace("__", "."): v for k, v in overrides.items()}}
+    return load_config(ViTnnUNetConfig, name_or_path, [f"{key}={value}" for key, value in pairs.items()])
+
+
+def refusal(*overrides: str, name_or_path: str = "upernet") -> str:
+    with pytest.raises(ExperimentError) as caught:
+        load_config(ViTnnUNetConfig, name_or_path, [*(f"{k}={v}" for k, v in BASE.items()), *overrides])
+    return str(caught.value)
+
+
+def test_the_packaged_configs_are_there():
+    expected = {"upernet", "upernet_lora", "upernet_test_dinov2", "upernet_test_dinov3"}
+    assert expected <= set(packaged_configs())
+
+
+@pytest.mark.parametrize("name", [n for n in packaged_configs() if n.startswith("upernet")])
+def test_packaged_configs_have_the_documented_values(name: str):
+    config = load_config(ViTnnUNetConfig, name)
+    train = config.train
+    assert (train.optimizer, train.momentum, train.schedule) == ("sgd", 0.99, "poly")
+    assert (train.initial_lr, train.weight_decay, train.gradient_clip) == (0.001, 0.00003, 12)
+    iterations = (10, 10) if "_test_" in name else (250, 50)
+    assert (train.num_iterations_per_epoch, train.num_val_iterations_per_epoch) == iterations
+    assert train.num_epochs == 1000
+    assert config.lora.enabled == name.endswith("_lora")
+    # a configuration selects the backbone that its name says
+    assert config.model.backbone == (name.rpartition("_")[2] if "_test_" in name else "dinov3")
+
+
+def test_defaults_of_the_schema():
+    config = ViTnnUNetConfig()
+    assert config.trainer == "nnUNetTrainer_vit"
+    model, lora, train = config.model, config.lora, config.train
+    assert (model.backbone, model.backbone_size, model.checkpoint_path) == ("dinov3", "large", "")
+    assert (model.pretrained, model.freeze_backbone, model.input_norm) == (True, True, "auto")
+    assert (model.out_layers, model.decoder) == (None, {})
+    assert (lora.enabled, lora.r, lora.lora_alpha, lora.target_modules, lora.lora_dropout) == (
+        False,
+        8,
+        16,
+        ["qkv"],
+        0.05,
+    )
+    unset = (
+        "initial_lr",
+        "weight_decay",
+        "gradient_clip",
+        "num_epochs",
+        "batch_size",
+        "patch_size",
+        "save_every",
+        "seed",
+    )
+    assert all(getattr(train, name) is None for name in unset)
+
+
+def test_overrides_and_own_files(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {backbone: dinov2}\ntrain: {initial_lr: 1e-4, patch_size: [64, 80]}\n")
+    config = load(str(path), train__num_epochs=7, **{"lora.target_modules": "[qkv,proj]"})
+    assert (config.model.backbone, config.train.initial_lr, config.train.num_epochs) == ("dinov2", 0.0001, 7)
+    assert config.train.patch_size == [64, 80] and config.lora.target_modules == ["qkv", "proj"]
+    assert type(config.train) is type(ViTnnUNetConfig().train)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.backbon=dinov2", "unknown key model.backbon (value 'dinov2') (did you mean 'backbone'?)"),
+        ("modle.backbone=dinov2", "unknown key modle"),
+        ("train.epochs=3", "allowed: train.optimizer"),
+        ("model.decoder.hiden_size=3", "unknown key model.decoder.hiden_size (value 3) (did you mean 'hidden_size'?)"),
+        ("model.backbone=dinov4", "unknown backbone 'dinov4' (did you mean 'dinov3'?); allowed: dinov3, dinov2"),
+        ("model.backbone_size=giant", "dinov3 has no size 'giant'"),
+        ("model.model_path=no.such.module", "module 'no.such.module' not found"),
+        ("model.model_path=json", "has no function create_segmentation_model"),
+        ("model.checkpoint_path=/no/file.pth", "no such file: '/no/file.pth'"),
+        ("model.pretrained=true", "there are no weights of dinov3 tiny to download"),
+        ("model.pretrained=maybe", "model.pretrained must be bool, found 'maybe'"),
+        ("model.input_norm=zscore", "model.input_norm must be auto, none, backbone"),
+        ("model.input_norm=backbone:oct", "dinov3 has no statistics 'oct'; allowed: imagenet"),
+        ("model.out_layers=3", "model.out_layers must be list of int or null, found 3"),
+        ("model=large", "model must be a mapping, found 'large'"),
+        ("lora.r=0", "lora.r must be at least 1, found 0"),
+        ("lora.r=two", "lora.r must be int, found 'two'"),
+        ("lora.lora_dropout=1", "lora.lora_dropout must be in [0, 1), found 1"),
+        ("lora.target_modules=[]", "lora.target_modules must be not empty"),
+        ("train.optimizer=adam", "train.optimizer must be sgd, adamw, found 'adam'"),
+        ("train.schedule=step", "train.schedule must be poly, cosine, onecycle"),
+        ("train.precision=fp16", "train.precision must be float32, float16, bfloat16"),
+        ("train.num_epochs=0", "train.num_epochs must be at least 1, found 0"),
+        ("train.num_epochs=2.5", "train.num_epochs must be int or null, found 2.5"),
+        ("train.initial_lr=-1", "train.initial_lr must be above 0"),
+        ("train.batch_size=0", "train.batch_size must be at least 1"),
+        ("train.patch_size=[64,64,64]", "train.patch_size must be two positive numbers"),
+        ("train.patch_size=[]", "train.patch_size must be two positive numbers"),
+        ("train.patch_size=[8,64]", "train.patch_size must be at least one ViT patch (16 × 16), found [8, 64]"),
+        ("train.betas=[0.9]", "train.betas must be two numbers in [0, 1)"),
+        ("train.layer_decay=0.8", "no layer of the backbone trains"),
+        ("train.warmup_epochs=1000", "train.warmup_epochs must be below train.num_epochs"),
+        ("train.num_epochs", "override 'train.num_epochs' is not of the form key=value"),
+        ("=3", "override '=3' is not of the form key=value"),
+    ],
+)
+def test_what_is_wrong_is_told_with_the_value_and_what_is_allowed(override: str, told: str):
+    message = refusal(override)
+    assert told in message and "\n" not in message
+
+
+def test_all_problems_are_told_at_once_one_in_a_line():
+    message = refusal("model.backbon=x", "lora.r=two", "train.num_epochs=-1", "train.momentum=2")
+    lines = message.splitlines()
+    assert lines[0] == "upernet has 4 problems:"
+    assert [line.split()[0] for line in lines[1:]] == ["unknown", "lora.r", "train.momentum", "train.num_epochs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is empty"),
+        ("- a\n- b\n", "must hold a mapping"),
+        ("model: {a: [}", "cannot read"),
+        ("text", "unknown key text"),
+    ],
+)
+def test_files_that_are_no_configuration(text: str, told: str, tmp_path: Path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    message = refusal(name_or_path=str(path))
+    assert told in message and str(path) in message and "\n" not in message
+
+
+def test_unknown_names_list_the_packaged_ones():
+    message = refusal(name_or_path="upernett")
+    assert "did you mean 'upernet'" in message and "upernet_lora" in message
+    assert "not found" in refusal(name_or_path="/no/such.yaml")
+
+
+@pytest.mark.parametrize("backbone", ["retfound", "visionfm"])
+def test_families_without_hub_copies_need_a_file(backbone: str, tmp_path: Path):
+    size = {"retfound": "large", "visionfm": "base"}[backbone]
+    own = [f"model.backbone={backbone}", f"model.backbone_size={size}", "model.pretrained=true"]
+    assert "set model.checkpoint_path to a file" in refusal(*own)
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    assert load(**{"model.backbone": backbone, "model.backbone_size": size, "model.checkpoint_path": weights})
+
+
+def test_a_decoder_of_ones_own_is_checked_without_importing_it(tmp_path: Path, monkeypatch):
+    (tmp_path / "own_decoder.py").write_text(
+        "raise RuntimeError('imported')\ndef create_segmentation_model(num_classes, width=8, **backbone_options): ...\n"
+    )
+    (tmp_path / "renamed_decoder.py").write_text("from own_decoder import create_segmentation_model\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "model.decoder={width: 4}"
+    keep = "model.model_path=own_decoder"
+    with pytest.raises(ExperimentError, match=r"unknown key model\.decoder\.hidden_size.*allowed: width"):
+        load_config(ViTnnUNetConfig, "upernet", [*(f"{k}={v}" for k, v in BASE.items()), keep])
+    path = tmp_path / "own.yaml"
+    path.write_text(f"model: {{model_path: own_decoder, {own.replace('model.', '').replace('=', ': ')}}}")
+    assert load(str(path)).model.decoder == {"width": 4}
+    path.write_text("model: {model_path: renamed_decoder, decoder: {anything: 4}}")
+    assert load(str(path)).model.decoder == {"anything": 4}

@@ -1,0 +1,80 @@
+"""Schedules as functions of the epoch, and parameter groups that keep their factors."""
+
+import pytest
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+from nnunetv2.model.model_upernet import create_segmentation_model
+from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
+from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
+
+EPOCHS = 20
+
+
+def test_poly_is_upstreams():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    upstream = PolyLRScheduler(optimizer, 0.01, EPOCHS)
+    for epoch in range(EPOCHS):
+        upstream.step(epoch)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * schedule_factor("poly", epoch, EPOCHS))
+
+
+@pytest.mark.parametrize(("name", "middle"), [("poly", 0.5**0.9), ("cosine", 0.5)])
+def test_decay_starts_at_one_and_follows_its_formula(name: str, middle: float):
+    assert schedule_factor(name, 0, EPOCHS) == 1
+    assert schedule_factor(name, EPOCHS // 2, EPOCHS) == pytest.approx(middle)
+    assert 0 < schedule_factor(name, EPOCHS - 1, EPOCHS) < 0.1
+
+
+@pytest.mark.parametrize("name", ["poly", "cosine"])
+def test_warmup_rises_linearly_to_one(name: str):
+    factors = [schedule_factor(name, epoch, EPOCHS, warmup_epochs=4) for epoch in range(EPOCHS)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[4:] == sorted(factors[4:], reverse=True) and min(factors) > 0
+
+
+@pytest.mark.parametrize(("warmup", "peak"), [(0, 6), (3, 3)])
+def test_one_cycle_rises_and_falls(warmup: int, peak: int):
+    factors = [schedule_factor("onecycle", epoch, EPOCHS, warmup) for epoch in range(EPOCHS)]
+    assert factors[0] == pytest.approx(1 / 25) and factors.index(max(factors)) == peak and max(factors) == 1
+    assert factors[:peak] == sorted(factors[:peak]) and factors[peak:] == sorted(factors[peak:], reverse=True)
+
+
+@pytest.mark.parametrize("name", ["poly", "cosine", "onecycle"])
+def test_one_epoch_is_enough(name: str):
+    assert 0 < schedule_factor(name, 0, 1) <= 1
+
+
+def network() -> torch.nn.Module:
+    return create_segmentation_model(2, backbone_size="tiny", hidden_size=32, freeze_backbone=False)
+
+
+def test_layer_decay_falls_with_the_depth_and_survives_the_schedule():
+    model = network()
+    groups = parameter_groups(model, 0.01, 0.05, layer_decay=0.5)
+    rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert len(rates) == len(trainable) == sum(len(group["params"]) for group in groups)
+    blocks = [rates[id(block.attn.qkv.weight)] for block in model.backbone.blocks]
+    assert blocks == pytest.approx([0.01 * 0.5**k for k in (4, 3, 2, 1)])
+    assert rates[id(model.backbone.patch_embed.proj.weight)] == pytest.approx(0.01 * 0.5**5)
+    assert groups[0]["initial_lr"] == 0.01 and rates[id(model.decode_head.fuse[0].weight)] == 0.01
+
+    optimizer = create_optimizer("adamw", groups, 0.9, [0.9, 0.999])
+    EpochSchedule(optimizer, lambda epoch: 1 / (1 + epoch)).step(3)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([g["initial_lr"] / 4 for g in groups])
+
+
+def test_without_layer_decay_there_is_one_group_of_what_trains():
+    model = create_segmentation_model(2, backbone_size="tiny", hidden_size=32, freeze_backbone=True)
+    (group,) = parameter_groups(model, 0.01, 0.05, layer_decay=None)
+    assert len(group["params"]) == sum(p.requires_grad for p in model.parameters())
+    assert group["weight_decay"] == 0.05
+
+
+def test_optimisers_are_what_they_are_called():
+    sgd = create_optimizer("sgd", parameter_groups(network(), 0.01, 0.1, None), 0.95, [0.9, 0.98])
+    assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["nesterov"] and sgd.param_groups[0]["momentum"] == 0.95
+    adamw = create_optimizer("adamw", parameter_groups(network(), 0.01, 0.1, None), 0.95, [0.9, 0.98])
+    assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]["betas"] == (0.9, 0.98)
+    assert adamw.param_groups[0]["weight_decay"] == 0.1

@@ -1,0 +1,311 @@
+"""Behaviours that every decoder shares; parametrised over the decoders and backbone families."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nnunetv2.model.backbone import FAMILIES
+from nnunetv2.model.model import create_segmentation_model as create_first_model
+from nnunetv2.model.model_upernet import UperNetSegmentationModel, create_segmentation_model
+from nnunetv2.model.segmentation_model import ViTSegmentationModel, autocast_for, pad_to_multiple
+
+SMALL = {"hidden_size": 32, "backbone_size": "tiny"}
+VARIANTS = {"progressive": {}, "plain": {"use_progressive_upsample": False}}
+everywhere = pytest.mark.parametrize("family", FAMILIES)
+both = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def model_for(family: str = "dinov3", variant: str = "progressive", **options: Any) -> UperNetSegmentationModel:
+    torch.manual_seed(0)
+    return create_segmentation_model(3, backbone_name=family, **{**SMALL, **VARIANTS[variant], **options})
+
+
+def parameters_with_gradient(model: nn.Module) -> set[str]:
+    return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@both
+@everywhere
+def test_logits_have_the_size_of_the_image(family: str, variant: str, channels: int):
+    model = model_for(family, variant, input_channels=channels)
+    for size in ((64, 64), (80, 112), (97, 131), (5, 3)):
+        logits = model(torch.rand(1, channels, *size))  # a batch of one in training mode
+        assert logits.shape == (1, 3, *size) and logits.dtype == torch.float32
+
+
+@both
+def test_a_large_image(variant: str):
+    assert model_for(variant=variant).eval()(torch.rand(1, 3, 512, 512)).shape == (1, 3, 512, 512)
+
+
+class DotBackbone(nn.Module):
+    """Stands in for the features: each patch's mean brightness, in every channel."""
+
+    def __init__(self, patch: int, channels: int):
+        super().__init__()
+        self.patch, self.channels = patch, channels
+
+    def forward_intermediates(self, x: torch.Tensor, indices: list[int], **_: Any) -> list[torch.Tensor]:
+        brightness = nn.functional.avg_pool2d(x.mean(1, keepdim=True), self.patch)
+        return [brightness.expand(-1, self.channels, -1, -1)] * len(indices)
+
+
+def centre_of_mass(heat: torch.Tensor) -> torch.Tensor:
+    """Centre (row, column) of a non-negative map (H, W), in pixels."""
+    rows, columns = (torch.arange(n, dtype=heat.dtype) + 0.5 for n in heat.shape)
+    return torch.stack([(heat.sum(1) * rows).sum(), (heat.sum(0) * columns).sum()]) / heat.sum()
+
+
+def reaction(model: UperNetSegmentationModel, size: tuple[int, int], dot: tuple[int, int]) -> torch.Tensor:
+    """Where, in pixels, the logits react to one bright patch, `dot` in (row, column) of the patch grid."""
+    patch = model.patch_size
+    image = torch.zeros(1, 3, *size)
+    image[..., dot[0] * patch : (dot[0] + 1) * patch, dot[1] * patch : (dot[1] + 1) * patch] = 1
+    with torch.no_grad():
+        heat = (model(image) - model(torch.zeros_like(image))).abs().sum((0, 1))
+    return centre_of_mass((heat - 0.3 * heat.max()).clamp(min=0))
+
+
+def misplacement(model: UperNetSegmentationModel, size: tuple[int, int]) -> tuple[float, float]:
+    """Two dots: by how many pixels their reactions lie apart too far, and how far the first lies from its dot.
+
+    The kernels are random, so that all reactions may be shifted a little, but alike.
+    """
+    model.backbone = DotBackbone(model.patch_size, model.embed_dim)
+    dots = [(4, 5), (11, 16)]
+    first, second = (reaction(model, size, dot) for dot in dots)
+    true_first, true_second = ((torch.tensor(dot) + 0.5) * model.patch_size for dot in dots)
+    return float((second - first - (true_second - true_first)).norm()), float((first - true_first).norm())
+
+
+@pytest.mark.parametrize("size", [(256, 384), (261, 379)])
+@both
+@pytest.mark.parametrize("family", ["dinov3", "dinov2"])
+def test_a_bright_dot_stays_in_place(family: str, variant: str, size: tuple[int, int]):
+    model = model_for(family, variant, pool_scales=[1]).eval()
+    distance_error, offset = misplacement(model, size)
+    assert distance_error < 2 and offset < model.patch_size
+
+
+def test_the_dot_test_sees_a_decoder_that_upsamples_by_sixteen_behind_patches_of_fourteen():
+    model = model_for("dinov2", pool_scales=[1]).eval()
+    decode = model.decode
+
+    def scaled(features: list[torch.Tensor], output_size: Any) -> torch.Tensor:
+        return decode(features, [n * 16 // 14 for n in output_size])[..., : output_size[0], : output_size[1]]
+
+    model.decode = scaled
+    distance_error, _ = misplacement(model, (261, 379))
+    assert distance_error > 14
+
+
+def test_padding_reflects_where_it_can_and_repeats_otherwise():
+    image = torch.arange(12.0).view(1, 1, 3, 4)
+    padded = pad_to_multiple(image, 5)
+    assert padded.shape == (1, 1, 5, 5)
+    assert padded[0, 0, :, 0].tolist() == [0, 4, 8, 4, 0] and padded[0, 0, 0].tolist() == [0, 1, 2, 3, 2]
+    assert torch.equal(pad_to_multiple(image, 8)[0, 0, 3:, :4], image[0, 0, -1:].expand(5, -1))
+    assert pad_to_multiple(image[..., :3], 3) is not None and pad_to_multiple(image[..., :3], 3).shape[-1] == 3
+
+
+# --- freezing -----------------------------------------------------------------------------------------------------
+
+
+@both
+@everywhere
+def test_frozen_no_gradient_reaches_the_backbone(family: str, variant: str):
+    model = model_for(family, variant, freeze_backbone=True).train()
+    assert model.mode == "frozen" and not any(m.training for m in model.backbone.modules())
+    model(torch.rand(2, 3, 48, 48)).square().mean().backward()
+    decoder = {n for n, _ in model.named_parameters() if not n.startswith("backbone.")}
+    assert parameters_with_gradient(model) == decoder
+
+
+def test_frozen_dropout_and_stochastic_depth_stay_off():
+    model = model_for(freeze_backbone=True, decoder_dropout=0.0)
+    for module in model.backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.9
+    image = torch.rand(1, 3, 48, 48)
+    model.train()
+    assert torch.equal(model(image), model(image))
+
+
+@both
+@everywhere
+def test_lora_trains_adapters_and_decoder_only(family: str, variant: str):
+    model = model_for(family, variant, use_lora=True).train()
+    assert model.mode == "lora"
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    model(torch.rand(2, 3, 48, 48)).square().mean().backward()
+    expected = {n for n, _ in model.named_parameters() if not n.startswith("backbone.") or "lora_" in n}
+    assert parameters_with_gradient(model) == expected
+
+
+def test_merging_lora_keeps_the_logits():
+    model = model_for(use_lora=True).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    image = torch.rand(1, 3, 48, 48)
+    with torch.no_grad():
+        before = model(image)
+        model.disable_lora()
+        assert torch.allclose(model(image), before, atol=1e-5)
+    assert model.mode == "frozen"
+
+
+@both
+@everywhere
+def test_full_every_trainable_parameter_gets_a_gradient(family: str, variant: str):
+    model = model_for(family, variant, freeze_backbone=False).train()
+    assert model.mode == "full"
+    model(torch.rand(2, 3, 64, 64)).square().mean().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is None} == set()
+
+
+def test_blocks_behind_the_last_feature_layer_do_not_train():
+    model = model_for(freeze_backbone=False, out_layers=[0, 1])
+    model(torch.rand(2, 3, 48, 48)).square().mean().backward()
+    without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without and not any(p.requires_grad for p in model.backbone.blocks[2:].parameters())
+
+
+# --- input ----------------------------------------------------------------------------------------------------------
+
+
+def test_input_normalisation_is_applied_inside_and_is_part_of_the_state():
+    norm = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.5]}
+    inside, outside = model_for(input_norm=norm).eval(), model_for().eval()
+    image = torch.rand(1, 3, 48, 64)
+    mean, std = (torch.tensor(norm[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        assert torch.allclose(inside(image), outside((image - mean) / std), atol=1e-5)
+    assert {"input_mean", "input_std"} <= inside.state_dict().keys()
+
+
+def test_wrong_shapes_are_told():
+    model = model_for()
+    for shape in ((1, 1, 32, 32), (3, 32, 32), (1, 3, 8, 32, 32)):
+        with pytest.raises(ValueError, match=r"expected images of shape \(B, 3, H, W\)"):
+            model(torch.rand(shape))
+
+
+def test_saved_and_loaded_it_gives_the_same_logits():
+    model = model_for(use_lora=True).eval()
+    other = create_segmentation_model(3, use_lora=True, **SMALL).eval()
+    image = torch.rand(1, 3, 50, 60)
+    with torch.no_grad():
+        assert torch.equal(model(image), model(image))
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(model(image), other(image))
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [(12, [2, 5, 8, 11]), (24, [5, 11, 17, 23]), (32, [7, 15, 23, 31]), (40, [9, 19, 29, 39]), (4, [0, 1, 2, 3])],
+)
+def test_feature_layers_by_depth(depth: int, expected: list[int]):
+    assert ViTSegmentationModel.choose_layers(depth) == expected
+    assert ViTSegmentationModel.choose_layers(depth, [1, 3]) == [1, 3]
+
+
+@pytest.mark.parametrize("layers", [[3, 1], [0, 4], [-1], [], [1, 1]])
+def test_impossible_feature_layers(layers: list[int]):
+    with pytest.raises(ValueError, match="out_layers"):
+        ViTSegmentationModel.choose_layers(4, layers)
+
+
+def test_unknown_keywords_are_type_errors():
+    with pytest.raises(TypeError, match="hiden_size"):
+        create_segmentation_model(2, hiden_size=3, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden_size": 1},
+        {"pool_scales": []},
+        {"pool_scales": [0]},
+        {"decoder_dropout": 1.0},
+        {"precision": "float8"},
+        {"deep_supervision": True},
+        {"input_norm": {"mean": [0.0], "std": [1.0]}},
+    ],
+)
+def test_impossible_options(options: dict):
+    with pytest.raises(ValueError):
+        create_segmentation_model(2, **{**SMALL, **options})
+
+
+def test_precision_is_that_of_the_forward_pass():
+    cuda = torch.device("cuda")
+    for precision, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+        assert autocast_for(cuda, precision).fast_dtype == dtype
+    assert not autocast_for(cuda, "float32")._enabled
+    model, image = model_for().eval(), torch.rand(1, 3, 48, 48)
+    with torch.no_grad():
+        full = model(image)
+        model.precision = "bfloat16"
+        reduced = model(image)
+    assert reduced.dtype == torch.float32 and torch.allclose(full, reduced, atol=0.1)
+
+
+def test_parameter_summary_is_printed(capsys):
+    model = model_for(freeze_backbone=True)
+    model.print_trainable_parameters()
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert (
+        capsys.readouterr().out == f"total: {total:,} parameters, {trainable:,} trainable ({trainable / total:.2%})\n"
+    )
+    model.print_trainable_parameters(detailed=True)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "backbone",
+        "decode_head",
+        "upsampler",
+        "total",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "hidden", "trainable", "total"),
+    [("base", 384, 21_062_852, 106_704_068), ("large", 512, 37_426_692, 340_506_116)],
+)
+def test_parameters_equal_those_of_the_first_model(size: str, hidden: int, trainable: int, total: int):
+    # reference/heads.md §3, "legacy UperNet + skips": hidden is half of the backbone's width. That model kept UperNet's
+    # own 1×1 classifier, hidden → hidden, before the upsampler; ours hands on the features that went into it.
+    classifier = hidden * hidden + hidden
+    trainable, total = trainable - classifier, total - classifier
+    with torch.device("meta"):
+        model = create_segmentation_model(4, hidden_size=hidden, backbone_size=size)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
+    assert sum(p.numel() for p in model.parameters()) == total
+
+
+def test_first_names():
+    model = create_first_model(2, head_type="upernet", decoder_dropout=0.2, **SMALL)
+    assert isinstance(model, UperNetSegmentationModel)
+    assert create_first_model(2, use_progressive_upsample=False, **SMALL).upsampler is None
+    with pytest.raises(ValueError, match="unknown head_type 'fpn'"):
+        create_first_model(2, head_type="fpn", **SMALL)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_on_a_gpu_as_on_the_cpu(precision: str):
+    model = model_for(precision=precision, decoder_dropout=0.0).eval()
+    image = torch.rand(2, 3, 70, 90)
+    with torch.no_grad():
+        expected = model(image)
+        result = model.cuda()(image.cuda()).cpu()
+    assert torch.allclose(result, expected, atol=1e-3 if precision == "float32" else 0.1)
