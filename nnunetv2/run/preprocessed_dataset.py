@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.plans_file import check_configuration, read_plans, resolve
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2.paths import nnUNet_results
-
 from nnunetv2.run.arguments import DEVICES
 from nnunetv2.run.preprocessed_dataset import (
     check_fold,

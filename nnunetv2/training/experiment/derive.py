@@ -8,7 +8,6 @@ from typing import Any
 
 import timm
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2.model.backbone import (
     create_backbone,
@@ -21,6 +20,7 @@ from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.training.experiment.decoder_options import FACTORY
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_configuration, planar_configurations, resolve
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # nnU-Net's normalisations whose result lies in [0, 1]
 UNIT_RANGE_SCHEMES = ("RGBTo01Normalization", "RescaleTo01Normalization")

@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from omegaconf import OmegaConf
 from torch import distributed as dist
 from torch import nn
@@ -24,7 +22,9 @@ from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_g
 from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY
 from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
 from nnunetv2.training.experiment.schema import load_config, restore
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 
 class nnUNetTrainer_vit(nnUNetTrainer):

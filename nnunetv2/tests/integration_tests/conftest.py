@@ -1,0 +1,119 @@
+"""Commands run as a user would, on a small drawn data set that is planned and preprocessed once."""
+
+import json
+import os
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from make_fundus import make_dataset
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+DATASET_ID = "900"
+TINY_CONFIG = """
+model:
+  backbone_size: tiny
+  pretrained: false
+  freeze_backbone: false
+  decoder: {hidden_size: 32}
+train:
+  initial_lr: 0.01
+  num_epochs: 2
+  num_iterations_per_epoch: 3
+  num_val_iterations_per_epoch: 2
+  batch_size: 2
+  patch_size: [64, 64]
+  save_every: 1
+  seed: 3
+"""
+
+Command = Callable[..., subprocess.CompletedProcess]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+class Workplace:
+    """nnU-Net's three folders, and the commands run on them."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.folders = {f"nnUNet_{kind}": root / kind for kind in ("raw", "preprocessed", "results")}
+        for folder in self.folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def variables(self) -> dict[str, str]:
+        return {**os.environ, **{name: str(folder) for name, folder in self.folders.items()}}
+
+    def attempt(self, command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
+        line = [str(SCRIPTS / command), *map(str, arguments)]
+        everything = {**self.variables(), **variables}
+        return subprocess.run(line, env=everything, cwd=self.root, capture_output=True, text=True, check=False)
+
+    def run(self, command: str, *arguments: object, **variables: str) -> str:
+        result = self.attempt(command, *arguments, **variables)
+        assert result.returncode == 0, f"{command} {arguments}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+        return result.stdout
+
+    def plan(self, dataset_id: str) -> None:
+        # nnU-Net's planner sets as many threads as there are augmentation processes, and fails for none
+        options = ("-d", dataset_id, "-c", "2d", "-npfp", 2, "-np", 2)
+        self.run("nnUNetv2_plan_and_preprocess", *options, nnUNet_n_proc_DA="1")
+
+    @property
+    def raw(self) -> Path:
+        return self.folders["nnUNet_raw"]
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.folders["nnUNet_preprocessed"]
+
+    @property
+    def results(self) -> Path:
+        return self.folders["nnUNet_results"]
+
+    def with_results(self, name: str) -> "Workplace":
+        """The same data, and an empty results folder."""
+        other = Workplace(self.root)
+        other.folders = {**self.folders, "nnUNet_results": self.root / name}
+        other.results.mkdir()
+        return other
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A small drawn data set, planned and preprocessed, with no preprocessed case missing."""
+    place = Workplace(tmp_path_factory.mktemp("nnunet"))
+    make_dataset(place.raw, num_train=5, num_test=2, size=80)
+    place.plan(DATASET_ID)
+    (place.root / "tiny.yaml").write_text(TINY_CONFIG)
+    return place
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(workplace: Workplace) -> Path:
+    return workplace.preprocessed / "Dataset900_DemoFundus"
+
+
+@pytest.fixture(scope="session")
+def trained(workplace: Workplace) -> Workplace:
+    """Two trained experiments, `one` (full fine-tuning) and `two` (LoRA), with saved validation probabilities."""
+    train = ("nnUNetv2_train_vit", DATASET_ID, "2d", 0, "--config", workplace.root / "tiny.yaml", "-device", "cpu")
+    workplace.run(*train, "--name", "one", "--npz")
+    workplace.run(*train, "--name", "two", "--npz", "lora.enabled=true", "train.seed=4")
+    return workplace
+
+
+@pytest.fixture
+def base_plans(dataset_folder: Path) -> dict:
+    return json.loads((dataset_folder / "nnUNetPlans.json").read_text())
+
+
+@pytest.fixture
+def dataset_json(dataset_folder: Path) -> dict:
+    return json.loads((dataset_folder / "dataset.json").read_text())

@@ -1,0 +1,196 @@
+"""The trainer through its Python interface: resuming, checkpoints, weights, plain plans."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2.model.backbone import create_backbone
+from nnunetv2.training.experiment.derive import derive_plans
+from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.schema import load_config
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
+from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make_trainer(workplace, base_plans: dict, dataset_json: dict, tmp_path: Path, monkeypatch):
+    """Make trainers of the tiny experiment that write to a folder of the test."""
+    for name, folder in workplace.folders.items():
+        monkeypatch.setenv(name, str(folder))
+
+    def make(*overrides: str, results: str = "results") -> nnUNetTrainer_vit:
+        monkeypatch.setenv("nnUNet_results", str(tmp_path / results))
+        config = load_config(ViTnnUNetConfig, str(workplace.root / "tiny.yaml"), overrides)
+        plans = derive_plans(base_plans, "2d", dataset_json, config, "tiny")
+        return nnUNetTrainer_vit(plans, "2d", 0, dataset_json, CPU)
+
+    return make
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(trainer: nnUNetTrainer_vit, epochs: int) -> None:
+    on_epoch_end = trainer.on_epoch_end
+
+    def stop() -> None:
+        on_epoch_end()
+        if trainer.current_epoch == epochs:
+            raise Interrupted
+
+    trainer.on_epoch_end = stop
+    with pytest.raises(Interrupted):
+        trainer.run_training()
+
+
+@pytest.mark.parametrize("mode", [["lora.enabled=true"], ["train.optimizer=adamw", "train.layer_decay=0.7"]])
+def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, mode: list[str]):
+    options = [*mode, "train.num_epochs=4", "train.schedule=cosine", "train.warmup_epochs=1"]
+    straight = make_trainer(*options, results="straight")
+    straight.run_training()
+    first = make_trainer(*options, results="resumed")
+    interrupt_after(first, epochs=2)
+    second = make_trainer(*options, results="resumed")
+    second.load_checkpoint(str(Path(second.output_folder) / "checkpoint_latest.pth"))
+    assert second.current_epoch == 2
+    second.run_training()
+    for key in ("lrs", "train_losses", "val_losses"):
+        assert second.logger.get_value(key, None) == straight.logger.get_value(key, None), key
+    for name, value in straight.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name]), name
+    expected = [0.5, 1.0, 0.75, 0.25]
+    assert straight.logger.get_value("lrs", None) == pytest.approx([0.01 * factor for factor in expected])
+
+
+def test_without_a_seed_trainings_differ(make_trainer):
+    losses = []
+    for name in ("a", "b"):
+        trainer = make_trainer("train.seed=null", "train.num_epochs=1", results=name)
+        trainer.run_training()
+        losses.append(trainer.logger.get_value("train_losses", -1))
+    assert losses[0] != losses[1]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(make_trainer):
+    trainer = make_trainer("train.num_epochs=3")
+    interrupt_after(trainer, epochs=1)
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    before = path.read_bytes()
+    weights = copy.deepcopy(trainer.network.state_dict())
+    trainer.loss = lambda output, target: output.sum() * torch.nan
+    with pytest.raises(ExperimentError, match="training loss is nan in epoch 1"):
+        trainer.run_training()
+    assert path.read_bytes() == before
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.network.state_dict().items())
+    assert "training loss is nan" in Path(trainer.log_file).read_text()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    trainer.initialize()
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    before = path.read_bytes()
+
+    def full(_content: object, file: str) -> None:
+        Path(file).write_bytes(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save_checkpoint(str(path))
+    assert path.read_bytes() == before and not list(path.parent.glob("*.tmp"))
+
+
+def test_pretrained_weights_are_loaded_once_and_not_needed_again(make_trainer, tmp_path: Path):
+    source, _, _ = create_backbone("dinov3", "tiny")
+    weights = tmp_path / "weights.pth"
+    torch.save(source.state_dict(), weights)
+    option = f"model.checkpoint_path={weights}"
+    trainer = make_trainer(option)
+    resumed = make_trainer(option)
+    trainer.initialize()
+    for name, value in source.state_dict().items():
+        assert torch.equal(trainer.network.backbone.state_dict()[name], value)
+    with torch.no_grad():
+        trainer.network.backbone.cls_token.fill_(7.0)
+    checkpoint = tmp_path / "checkpoint.pth"
+    trainer.save_checkpoint(str(checkpoint))
+    weights.unlink()
+    resumed.load_checkpoint(str(checkpoint))
+    assert (resumed.network.backbone.cls_token == 7).all()
+
+
+def test_on_plain_plans_the_experiment_is_derived_in_memory(make_trainer, base_plans, dataset_json, workplace):
+    make_trainer()  # sets the folders
+    files = set(workplace.preprocessed.rglob("*.json"))
+    path = str(workplace.root / "tiny.yaml")
+    trainer = nnUNetTrainer_vit(base_plans, "2d", 0, dataset_json, CPU, config_path=path)
+    assert trainer.plans_manager.plans_name == "nnUNetPlans_tiny"
+    assert trainer.output_folder_base.endswith("nnUNetTrainer_vit__nnUNetPlans_tiny__2d")
+    assert (trainer.num_epochs, trainer.initial_lr) == (2, 0.01)
+    assert trainer.configuration_manager.patch_size == [64, 64]
+    assert trainer.my_init_kwargs["config_path"] == path
+    assert set(workplace.preprocessed.rglob("*.json")) == files and base_plans["plans_name"] == "nnUNetPlans"
+
+
+def test_the_default_experiment_of_a_trainer(make_trainer, base_plans, dataset_json):
+    make_trainer()
+    for name in nnUNetTrainer_vit.config_class.TRAINERS:
+        trainer_class = recursive_find_trainer_class_by_name(name)
+        assert trainer_class.config_class is ViTnnUNetConfig
+        trainer = trainer_class(copy.deepcopy(base_plans), "2d", 0, dataset_json, CPU)
+        assert trainer.plans_manager.plans_name == "nnUNetPlans_upernet" and type(trainer).__name__ == name
+        assert (trainer.initial_lr, trainer.num_epochs, trainer.num_iterations_per_epoch) == (0.001, 1000, 250)
+        assert not trainer.enable_deep_supervision and trainer.grad_scaler is None  # no scaler on the CPU
+
+
+def test_derived_plans_and_a_config_path_contradict_each_other(make_trainer, dataset_json):
+    plans = make_trainer().plans_manager.plans
+    with pytest.raises(ExperimentError, match="config_path must be left out"):
+        nnUNetTrainer_vit(plans, "2d", 0, dataset_json, CPU, config_path="upernet")
+
+
+def test_what_the_config_leaves_open_is_upstreams(make_trainer, base_plans, dataset_json, tmp_path: Path):
+    make_trainer()
+    path = tmp_path / "open.yaml"
+    path.write_text("model: {backbone_size: tiny, pretrained: false}\n")
+    ours = nnUNetTrainer_vit(copy.deepcopy(base_plans), "2d", 0, dataset_json, CPU, config_path=str(path))
+    plain = {**copy.deepcopy(base_plans), "continue_training": False}
+    theirs = nnUNetTrainer(plain, "2d", 0, dataset_json, CPU)
+    names = ("initial_lr", "weight_decay", "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+    assert [getattr(ours, n) for n in (*names, "save_every")] == [getattr(theirs, n) for n in (*names, "save_every")]
+    assert ours.configuration_manager.batch_size == theirs.configuration_manager.batch_size
+    assert ours.configuration_manager.patch_size == theirs.configuration_manager.patch_size
+    ours.initialize()
+    ours.on_train_epoch_start()
+    assert ours.optimizer.param_groups[0]["lr"] == theirs.initial_lr
+
+
+def test_gradients_are_clipped_as_configured(make_trainer):
+    trainer = make_trainer("train.gradient_clip=0.001")
+    trainer.initialize()
+    trainer.network.train()
+    batch = {"data": torch.rand(2, 3, 64, 64), "target": torch.randint(0, 3, (2, 1, 64, 64)).float()}
+    loss = trainer.train_step(batch)["loss"]
+    norm = torch.stack([p.grad.norm() for p in trainer.network.parameters() if p.grad is not None]).norm()
+    assert np.isfinite(loss) and float(norm) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_the_checkpoint_names_the_config_path_for_people(make_trainer, tmp_path: Path):
+    trainer = make_trainer()
+    trainer.initialize()
+    path = tmp_path / "checkpoint.pth"
+    trainer.save_checkpoint(str(path))
+    checkpoint = torch.load(path, weights_only=False)
+    assert "config_path" in checkpoint["init_args"]
+    assert json.loads(json.dumps(checkpoint["init_args"]["plans"]))["plans_name"] == "nnUNetPlans_tiny"

@@ -1,0 +1,190 @@
+"""Derived plans: what they hold, what stays, and that no plans file is ever overwritten."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunetv2.model.backbone import create_backbone
+from nnunetv2.model.backbone_families import IMAGENET, VISIONFM_MODALITIES
+from nnunetv2.training.experiment.derive import derive_plans, resolve_input_norm
+from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.plans_file import check_name, read_plans, write_new_plans
+from nnunetv2.training.experiment.schema import build, restore
+from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+DATASET_JSON = {"labels": {"background": 0, "artery": 1, "vein": 2}, "channel_names": {"0": "x"}, "file_ending": ".png"}
+RGB = ["RGBTo01Normalization"] * 3
+CONFIGURATION = {
+    "data_identifier": "nnUNetPlans_2d",
+    "batch_size": 12,
+    "patch_size": [64, 80],
+    "normalization_schemes": RGB,
+    "architecture": {"network_class_name": "a.UNet", "arch_kwargs": {"n_stages": 5}, "_kw_requires_import": ["x"]},
+}
+
+
+def base_plans() -> dict:
+    return {
+        "dataset_name": "Dataset001_Test",
+        "plans_name": "nnUNetPlans",
+        "label_manager": "LabelManager",
+        "configurations": {
+            "2d": CONFIGURATION,
+            "2d_small": {"inherits_from": "2d", "batch_size": 3},
+            "3d_fullres": {"patch_size": [8, 64, 64], "normalization_schemes": RGB},
+        },
+    }
+
+
+def config(**train: object) -> ViTnnUNetConfig:
+    values = {
+        "model": {"backbone_size": "tiny", "pretrained": False, "decoder": {"hidden_size": 32}},
+        "train": train,
+    }
+    return build(ViTnnUNetConfig, values, "test")
+
+
+def derive(**train: object) -> dict:
+    return derive_plans(base_plans(), "2d", DATASET_JSON, config(**train), "mine")
+
+
+def test_a_plans_file_rebuilds_the_network_and_its_training():
+    plans = json.loads(json.dumps(derive(num_epochs=7)))
+    configuration = PlansManager(plans).get_configuration("2d")
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        3,
+        3,
+        deep_supervision=False,
+    )
+    assert network(torch.rand(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+    assert network.feature_indices == [0, 1, 2, 3]
+    assert restore(ViTnnUNetConfig, configuration.configuration["vit"]) == config(num_epochs=7)
+
+
+def test_architecture_holds_what_rebuilds_the_network_and_no_weights():
+    architecture = derive()["configurations"]["2d"]["architecture"]
+    assert architecture["network_class_name"] == "nnunetv2.model.model_upernet.create_segmentation_model"
+    assert architecture["_kw_requires_import"] == []
+    assert not {"pretrained", "checkpoint_path"} & architecture["arch_kwargs"].keys()
+    assert architecture["arch_kwargs"]["out_layers"] == [0, 1, 2, 3]
+    assert architecture["arch_kwargs"]["hidden_size"] == 32
+
+
+def test_names_and_data_of_the_derived_plans():
+    before = base_plans()
+    plans = derive()
+    assert before == base_plans() and plans["plans_name"] == "nnUNetPlans_mine"
+    assert set(plans["configurations"]) == {"2d", "2d_small"}
+    small = plans["configurations"]["2d_small"]
+    assert small["data_identifier"] == "nnUNetPlans_2d" and small["batch_size"] == 3 and "inherits_from" not in small
+    assert plans["configurations"]["2d"]["patch_size"] == [64, 80]
+
+
+def test_patch_and_batch_of_the_config_replace_those_of_the_plans():
+    plans = derive(patch_size=[96, 48], batch_size=5)
+    for name in ("2d", "2d_small"):
+        assert plans["configurations"][name]["patch_size"] == [96, 48]
+        assert plans["configurations"][name]["batch_size"] == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("3d_fullres", "is not a 2D configuration.*allowed: 2d, 2d_small"), ("2d_x", "does not exist.*allowed: 2d")],
+)
+def test_other_than_2d_configurations_are_refused(name: str, told: str):
+    with pytest.raises(ExperimentError, match=told):
+        derive_plans(base_plans(), name, DATASET_JSON, config(), "mine")
+
+
+def test_a_network_that_cannot_be_built_is_refused():
+    broken = config()
+    broken.lora.enabled, broken.lora.target_modules = True, ["query"]
+    with pytest.raises(ExperimentError, match="cannot be built as configured: LoRA targets"):
+        derive_plans(base_plans(), "2d", DATASET_JSON, broken, "mine")
+
+
+def test_query_bias_is_chosen_by_what_the_file_holds(tmp_path: Path):
+    for bias in (False, True):
+        source, _, _ = create_backbone("dinov3", "tiny", query_bias=bias)
+        if bias:
+            torch.nn.init.ones_(source.blocks[0].attn.q_bias)
+        path = tmp_path / f"{bias}.pth"
+        torch.save(source.state_dict(), path)
+        experiment = config()
+        experiment.model.checkpoint_path = str(path)
+        plans = derive_plans(base_plans(), "2d", DATASET_JSON, experiment, "mine")
+        assert plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["query_bias"] == bias
+
+
+# --- input normalisation ------------------------------------------------------------------------------------------
+
+Z = "ZScoreNormalization"
+
+
+@pytest.mark.parametrize(
+    ("choice", "schemes", "mean", "std"),
+    [
+        ("auto", RGB, list(IMAGENET.mean), list(IMAGENET.std)),
+        ("auto", [*RGB, Z], [*IMAGENET.mean, 0.0], [*IMAGENET.std, 1.0]),
+        ("auto", ["RescaleTo01Normalization"], [sum(IMAGENET.mean) / 3], [sum(IMAGENET.std) / 3]),
+        ("backbone", [Z, Z], list(IMAGENET.mean[:2]), list(IMAGENET.std[:2])),
+    ],
+)
+def test_input_norm_is_resolved_per_channel(choice: str, schemes: list[str], mean: list[float], std: list[float]):
+    norm = resolve_input_norm(choice, "dinov3", schemes)
+    assert norm["mean"] == pytest.approx(mean) and norm["std"] == pytest.approx(std)
+
+
+@pytest.mark.parametrize(("choice", "schemes"), [("none", RGB), ("auto", [Z, Z, Z]), ("auto", ["CTNormalization"])])
+def test_channels_pass_where_nothing_is_to_be_done(choice: str, schemes: list[str]):
+    assert resolve_input_norm(choice, "dinov3", schemes) is None
+
+
+def test_visionfm_has_statistics_per_modality():
+    assert resolve_input_norm("auto", "visionfm", RGB)["mean"] == list(VISIONFM_MODALITIES["fundus"].mean)
+    assert resolve_input_norm("auto:oct", "visionfm", RGB)["mean"] == list(VISIONFM_MODALITIES["oct"].mean)
+
+
+def test_any_timm_vit_brings_its_statistics():
+    assert resolve_input_norm("auto", "timm:vit_base_patch16_224.augreg_in21k", RGB)["mean"] == [0.5, 0.5, 0.5]
+
+
+# --- the plans file -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a__b", "..\\x", " x"])
+def test_names_that_would_break_folders(name: str):
+    with pytest.raises(ExperimentError, match="experiment name"):
+        check_name(name)
+
+
+def test_the_same_experiment_may_be_written_again_another_may_not(tmp_path: Path):
+    path = write_new_plans(tmp_path, derive(num_epochs=7))
+    before = path.read_bytes()
+    assert path.name == "nnUNetPlans_mine.json" and write_new_plans(tmp_path, derive(num_epochs=7)) == path
+    with pytest.raises(ExperimentError, match=r"(?s)vit\.train\.num_epochs: 7 → 8.*--name"):
+        write_new_plans(tmp_path, derive(num_epochs=8))
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch):
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("json.dump", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_new_plans(tmp_path, derive())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_plans_list_those_that_exist(tmp_path: Path):
+    write_new_plans(tmp_path, derive())
+    with pytest.raises(ExperimentError, match="'nnUNetPlan' not found.*existing: nnUNetPlans_mine"):
+        read_plans(tmp_path, "nnUNetPlan")
