@@ -95,6 +95,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
+@pytest.fixture
+def make_workplace(tmp_path: Path) -> Callable[[str], Workplace]:
+    """Make empty workplaces."""
+    return lambda name: Workplace(tmp_path / name)
+
+
 @pytest.fixture(scope="session")
 def dataset_folder(workplace: Workplace) -> Path:
     return workplace.preprocessed / "Dataset900_DemoFundus"

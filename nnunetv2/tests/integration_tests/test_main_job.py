@@ -10,7 +10,7 @@ from PIL import Image
 
 ID = "900"
 DATASET = "Dataset900_DemoFundus"
-MODEL = "-d", ID, "-c", "2d", "-f", "0", "-tr", "nnUNetTrainer_vit", "-device", "cpu", "-p"
+MODEL = "-d", ID, "-c", "2d", "-f", "0", "-tr", "nnUNetTrainer_vit", "-device", "cpu", "-npp", "1", "-nps", "1", "-p"
 
 
 def predict(place, output: str, plans: str, *options: object) -> Path:
@@ -69,7 +69,7 @@ def test_from_the_model_folder_the_same(trained, predicted: Path):
     model = trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_one__2d"
     output = trained.root / "from_folder"
     images = trained.raw / DATASET / "imagesTs"
-    arguments = ("-i", images, "-o", output, "-m", model, "-f", "0", "-device", "cpu")
+    arguments = ("-i", images, "-o", output, "-m", model, "-f", "0", "-device", "cpu", "-npp", 1, "-nps", 1)
     trained.run("nnUNetv2_predict_from_modelfolder", *arguments)
     assert segmentations(output) == segmentations(predicted)
 
