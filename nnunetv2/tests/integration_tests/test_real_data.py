@@ -107,6 +107,6 @@ def test_train_and_predict(case: Case, real_data: Path, make_workplace):
     assert len(probabilities) == case.heads and np.isfinite(probabilities).all()
     if case.number != 113:  # regions overlap, so that theirs need not sum to one
         assert np.allclose(probabilities.sum(0), 1, atol=1e-3)
-    results = place.results / case.dataset / "f"nnUNetTrainer_vit__{PLANS}__2d" / "fold_0"
+    results = place.results / case.dataset / f"nnUNetTrainer_vit__{PLANS}__2d" / "fold_0"
     assert json.loads((results / "validation" / "summary.json").read_text())["foreground_mean"]
     assert case.input_norm in next(results.glob("training_log_*.txt")).read_text()
