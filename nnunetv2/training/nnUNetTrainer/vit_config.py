@@ -28,8 +28,8 @@ class ViTModelConfig:
     input_norm: str = option(
         "auto",
         "`auto`: the backbone's mean and std on channels that nnU-Net scales to [0, 1]; `backbone`: on all channels; "
-        "`none`; `backbone:<modality>` chooses the statistics (VisionFM)",
-        Rule("auto, none, backbone or backbone:<modality>", lambda v: v.split(":")[0] in ("auto", "none", "backbone")),
+        "`none`; `auto:NAME` and `backbone:NAME` choose among the statistics of a backbone (VisionFM: fundus, oct, …)",
+        Rule("auto, none, backbone or backbone:NAME", lambda v: v.split(":")[0] in ("auto", "none", "backbone")),
     )
     out_layers: Optional[list[int]] = option(
         None, "0-based blocks whose outputs the decoder gets; null: the ends of four even quarters"
