@@ -126,7 +126,7 @@ class ViTSegmentationModel(nn.Module):
         elif freeze_backbone:
             self.freeze_backbone()
         else:
-            self._freeze_unused_blocks()
+            self._freeze_unused()
 
     @classmethod
     def choose_layers(cls, depth: int, out_layers: Sequence[int] | None = None) -> list[int]:
@@ -164,10 +164,14 @@ class ViTSegmentationModel(nn.Module):
         self.backbone.requires_grad_(False)
         self.backbone.eval()
 
-    def _freeze_unused_blocks(self) -> None:
-        # Blocks behind the deepest feature layer are never run. They stay, so that weights load strictly, but a
-        # trainable parameter without a gradient would stop distributed training.
+    def _freeze_unused(self) -> None:
+        # Blocks behind the deepest feature layer, and what only a classifier needs, are never run. They stay, so that
+        # weights load strictly, but a trainable parameter without a gradient would stop distributed training.
         self.backbone.blocks[self.feature_indices[-1] + 1 :].requires_grad_(False)
+        for name in ("attn_pool", "fc_norm", "head"):
+            module = getattr(self.backbone, name, None)
+            if module is not None:
+                module.requires_grad_(False)
 
     def enable_lora(
         self,
@@ -178,7 +182,7 @@ class ViTSegmentationModel(nn.Module):
     ) -> None:
         """Wrap the backbone with low-rank adapters; only these and the decoder train (see `lora.enable_lora`)."""
         self.backbone = enable_lora(self.backbone, rank, alpha, dropout, target_modules or ("qkv",))
-        self._freeze_unused_blocks()
+        self._freeze_unused()
         self.mode = "lora"
 
     def disable_lora(self) -> None:

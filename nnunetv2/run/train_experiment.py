@@ -67,11 +67,11 @@ def train(args: argparse.Namespace) -> None:
     dataset = find_dataset(args.dataset_name_or_id)
     folder = preprocessed_folder(dataset)
     fold = check_fold(folder, args.fold)
-    plans = stored_plans(args, folder) if config is None else None
-    base = read_base_plans(folder, args.plans_identifier, args.configuration) if config is not None else None
+    continued = config is None
+    plans = stored_plans(args, folder) if continued else base_plans(args, folder)
     device = prepare_device(args.device, args.num_gpus)
-    if plans is None:
-        plans = derive(args, config, base, folder)
+    if not continued:
+        plans = derive(args, config, plans, folder)
     trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
     name = plans["plans_name"]
     if args.c or args.val:
@@ -110,7 +110,7 @@ def read_experiment(args: argparse.Namespace) -> Any:
     """Read and check the configuration that `--config` names.
 
     Returns:
-        The configuration object, with `trainer` as `-tr` says; None where `--name` alone continues an experiment.
+        The configuration object; None where `--name` alone continues an experiment.
 
     Raises:
         ExperimentError: there is no configuration where one is needed, or it is wrong.
@@ -129,7 +129,7 @@ def read_experiment(args: argparse.Namespace) -> Any:
         check_name(path.stem)
     values = read_values(path, args.overrides)
     trainer = args.trainer_class_name or values.get("trainer") or DEFAULT_TRAINER
-    return build(schema_of(trainer), {**values, "trainer": trainer}, args.config)
+    return build(schema_of(trainer), values, args.config)
 
 
 def schema_of(trainer: str) -> type:
@@ -165,21 +165,31 @@ def stored_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return plans
 
 
-def derive(args: argparse.Namespace, config: Any, base: dict[str, Any], folder: Path) -> dict[str, Any]:
+def base_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Read the plans that `-p` names, to derive from.
+
+    Raises:
+        ExperimentError: there are none, their cases are not preprocessed, or they are an experiment's own.
+    """
+    plans = read_base_plans(folder, args.plans_identifier, args.configuration)
+    if EXPERIMENT_KEY in resolve(plans, args.configuration):
+        raise ExperimentError(f"-p {args.plans_identifier}: these plans are an experiment's; pass those to derive from")
+    return plans
+
+
+def derive(args: argparse.Namespace, config: Any, plans: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Derive the plans and, for a new training, check that its pretrained weights are there and fit.
 
     Raises:
-        ExperimentError: the plans are derived ones already, the network cannot be built, or the weights do not fit.
+        ExperimentError: the network cannot be built, or the weights cannot be had or do not fit.
     """
-    if EXPERIMENT_KEY in resolve(base, args.configuration):
-        raise ExperimentError(f"-p {args.plans_identifier}: these plans are an experiment's; pass those to derive from")
     from nnunetv2.training.experiment.derive import check_pretrained_weights, derive_plans
 
     name = args.name or find_config(args.config).stem
-    plans = derive_plans(base, args.configuration, read_dataset_json(folder), config, name)
+    derived = derive_plans(plans, args.configuration, read_dataset_json(folder), config, name)
     if not (args.c or args.val):
-        check_pretrained_weights(resolve(plans, args.configuration))
-    return plans
+        check_pretrained_weights(resolve(derived, args.configuration))
+    return derived
 
 
 def prepare_device(name: str, num_gpus: int) -> "torch.device":

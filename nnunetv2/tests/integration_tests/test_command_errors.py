@@ -47,6 +47,7 @@ CONFIG = ("--config", "tiny.yaml", "-device", "cpu")
         ((ID, "2d", "0", *CONFIG, "-p", "nnUNetResEncUNetLPlans"), "plans 'nnUNetResEncUNetLPlans' not found"),
         ((ID, "2d", "0", *CONFIG, "-tr", "nnUNetTrainer"), "'nnUNetTrainer' is no trainer for experiments"),
         ((ID, "2d", "0", *CONFIG, "-tr", "nnUNetTrainer_no"), "'nnUNetTrainer_no' is no trainer for experiments"),
+        ((ID, "2d", "0", "--name", "x", "--c", "train.seed=1"), "'train.seed=1' overrides nothing"),
         ((ID, "2d", "0", *CONFIG, "--c", "--val"), "--c and --val exclude each other"),
         ((ID, "2d", "0", *CONFIG, "--c"), "--c: no checkpoint_final.pth or checkpoint_latest.pth"),
         ((ID, "2d", "0", "--name", "never", "--c"), "plans 'nnUNetPlans_never' not found"),
@@ -89,6 +90,11 @@ def test_a_name_taken_by_another_experiment(trained):
     result = trained.attempt("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "one", "train.num_epochs=9")
     assert result.returncode == 2 and "vit.train.num_epochs: 2 → 9" in result.stderr and snapshot(trained) == before
     assert "--name" in result.stderr.strip().splitlines()[-1]
+
+
+def test_plans_of_an_experiment_are_not_derived_from(trained):
+    message = last_line_of_refusal(trained, ID, "2d", "0", *CONFIG, "-p", "nnUNetPlans_one")
+    assert "these plans are an experiment's" in message
 
 
 def test_folders_that_are_not_set(workplace, monkeypatch):

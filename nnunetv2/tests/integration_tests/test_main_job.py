@@ -84,20 +84,9 @@ def test_exported_and_installed_elsewhere_the_same(trained, predicted: Path):
 
 
 def test_best_configuration_and_ensemble_of_two_experiments(trained, predicted: Path):
-    arguments = (
-        "-d",
-        ID,
-        "-c",
-        "2d",
-        "-f",
-        "0",
-        "-tr",
-        "nnUNetTrainer_vit",
-        "-p",
-        "nnUNetPlans_one",
-        "nnUNetPlans_two",
-    )
-    trained.run("nnUNetv2_find_best_configuration", *arguments)
+    plans = ("nnUNetPlans_one", "nnUNetPlans_two")
+    arguments = ("-c", "2d", "-f", "0", "-tr", "nnUNetTrainer_vit", "-p", *plans)
+    trained.run("nnUNetv2_find_best_configuration", ID, *arguments)
     best = json.loads((trained.results / DATASET / "inference_information.json").read_text())
     assert len(best["all_results"]) == 3  # two models and their ensemble
     second = predict(trained, "predicted_two", "nnUNetPlans_two", "--save_probabilities")

@@ -169,6 +169,22 @@ def test_full_every_trainable_parameter_gets_a_gradient(family: str, variant: st
     assert {n for n, p in model.named_parameters() if p.grad is None} == set()
 
 
+def test_full_training_of_a_vit_whose_final_norm_is_the_classifiers():
+    model = model_for("timm:vit_little_patch16_reg1_gap_256", freeze_backbone=False)
+    model(torch.rand(1, 3, 32, 32)).square().mean().backward()
+    assert {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None} == set()
+    assert any(p.requires_grad for p in model.backbone.parameters())
+
+
+@pytest.mark.parametrize("mode", [{"freeze_backbone": True}, {"use_lora": True}, {"freeze_backbone": False}])
+def test_compiles_in_one_piece(mode: dict):
+    # nnU-Net compiles by default on a GPU
+    model = model_for(decoder_dropout=0.0, lora_dropout=0.0, **mode)
+    image = torch.rand(2, 3, 50, 60)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(image), model(image), atol=1e-5)
+
+
 def test_blocks_behind_the_last_feature_layer_do_not_train():
     model = model_for(freeze_backbone=False, out_layers=[0, 1])
     model(torch.rand(2, 3, 48, 48)).square().mean().backward()

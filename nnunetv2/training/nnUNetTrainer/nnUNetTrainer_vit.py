@@ -19,7 +19,7 @@ from nnunetv2.model.segmentation_model import autocast_for, count_parameters
 from nnunetv2.training.experiment.derive import derive_plans
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY
+from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_name
 from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
 from nnunetv2.training.experiment.schema import load_config, restore
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -76,8 +76,9 @@ class nnUNetTrainer_vit(nnUNetTrainer):
 
     @classmethod
     def _derive_in_memory(cls, plans: dict, configuration: str, dataset_json: dict, config_path: str) -> dict[str, Any]:
-        config = load_config(cls.config_class, config_path)
-        return derive_plans(plans, configuration, dataset_json, config, Path(config_path).stem)
+        config, name = load_config(cls.config_class, config_path), Path(config_path).stem
+        check_name(name)
+        return derive_plans(plans, configuration, dataset_json, config, name)
 
     def _experiment(self) -> dict[str, Any]:
         return self.configuration_manager.configuration[EXPERIMENT_KEY]
