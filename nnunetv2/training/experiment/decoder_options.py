@@ -55,6 +55,22 @@ def read_factory(model_path: str) -> Factory:
     raise ValueError(f"module {model_path!r} ({spec.origin}) has no function {FACTORY}")
 
 
+def misfit(value: object, default: str) -> str:
+    """Say what type an option must have, judged by the source text of its default; empty if the value has it.
+
+    Nothing is said where the default is not a plain value, or null.
+    """
+    try:
+        kind = type(ast.literal_eval(default))
+    except (ValueError, SyntaxError):
+        return ""
+    accepted = {bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (list,), list: (list,)}.get(kind)
+    # Python counts a bool as an int
+    if accepted is None or (isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))):
+        return ""
+    return "list" if kind is tuple else kind.__name__
+
+
 def _keywords(arguments: ast.arguments) -> dict[str, str]:
     positional = arguments.posonlyargs + arguments.args
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 from nnunetv2.model.backbone_families import TIMM_PREFIX, check_backbone, get_family
-from nnunetv2.training.experiment.decoder_options import read_factory
+from nnunetv2.training.experiment.decoder_options import misfit, read_factory
 from nnunetv2.training.experiment.schema import Rule, above, at_least, did_you_mean, one_of, option, within
 
 # `Optional[...]`, not `... | None`, in the fields: every omegaconf that we allow reads it.
@@ -49,11 +49,13 @@ class ViTModelConfig:
         except ValueError as error:
             yield f"model.model_path: {error}"
             return
-        for key, value in self.decoder.items():
-            if factory.is_known and key not in factory.options:
+        for key, value in self.decoder.items() if factory.is_known else ():
+            if key not in factory.options:
                 hint = did_you_mean(key, list(factory.options))
                 allowed = ", ".join(factory.options)
                 yield f"unknown key model.decoder.{key} (value {value!r}){hint}; allowed: {allowed}"
+            elif expected := misfit(value, factory.options[key]):
+                yield f"model.decoder.{key} must be {expected}, found {value!r}"
 
     def _weight_problems(self) -> Iterator[str]:
         if self.checkpoint_path:
