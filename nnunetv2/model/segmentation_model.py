@@ -5,7 +5,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -226,18 +226,20 @@ class ViTSegmentationModel(nn.Module):
         """Map features to logits (B, num_classes, *output_size); every subclass brings its decoder here."""
         raise TypeError(f"{type(self).__name__} has no decoder: subclasses of ViTSegmentationModel define `decode`")
 
-    def parameter_summary(self) -> dict[str, tuple[int, int]]:
-        """Return per part (the direct submodules) the numbers of all and of trainable parameters."""
-        return {name: count_parameters(module) for name, module in self.named_children()}
-
     def print_trainable_parameters(self, detailed: bool = False) -> None:
-        """Print total and trainable parameters, with `detailed` per part as well."""
-        rows: dict[str, Any] = self.parameter_summary() if detailed else {}
-        for name, (total, trainable) in {**rows, "total": count_parameters(self)}.items():
-            print(f"{name}: {total:,} parameters, {trainable:,} trainable ({trainable / total:.2%})")
+        """Print total and trainable parameters, with `detailed` per part (direct submodule) as well."""
+        for name, (total, trainable) in count_parameters_per_part(self).items():
+            if detailed or name == "total":
+                print(f"{name}: {total:,} parameters, {trainable:,} trainable ({trainable / total:.2%})")
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
     """Return the numbers of all and of trainable parameters of a module."""
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def count_parameters_per_part(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return these numbers per direct submodule that has parameters, and last those of the whole as `total`."""
+    parts = {name: count_parameters(part) for name, part in module.named_children()}
+    return {**{name: counts for name, counts in parts.items() if counts[0]}, "total": count_parameters(module)}

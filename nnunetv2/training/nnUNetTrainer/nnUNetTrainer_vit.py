@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from torch import distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2.model.backbone import load_backbone_weights, load_pretrained_weights, weights_follow
-from nnunetv2.model.segmentation_model import autocast_for, count_parameters
+from nnunetv2.model.segmentation_model import autocast_for, count_parameters_per_part
 from nnunetv2.training.experiment.derive import derive_plans
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
@@ -122,7 +123,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
     @property
     def plain_network(self) -> nn.Module:
         """The network without the wrappers of distributed training and compilation."""
-        network = self.network.module if self.is_ddp else self.network
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def _load_pretrained_backbone(self) -> None:
@@ -147,10 +148,10 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         self.print_to_log_file(f"Experiment {self.plans_manager.plans_name}:\n{experiment}")
         keywords = self.configuration_manager.network_arch_init_kwargs
         self.print_to_log_file(
-            f"Backbone mode: {network.mode}, feature layers: {network.feature_indices}, "
+            f"Backbone mode: {self.config.mode}, feature layers: {network.feature_indices}, "
             f"input normalisation: {keywords['input_norm'] or 'none, channels pass as nnU-Net normalises them'}"
         )
-        parts = {**network.parameter_summary(), "total": count_parameters(network)}
+        parts = count_parameters_per_part(network)
         for name, (total, trainable) in parts.items():
             self.print_to_log_file(f"Parameters of {name}: {total:,}, trainable {trainable:,}", add_timestamp=False)
         self.logger.update_config({"parameters": {name: list(counts) for name, counts in parts.items()}})
@@ -158,15 +159,12 @@ class nnUNetTrainer_vit(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Create the optimiser and the schedule that the configuration names."""
         train = self.config.train
-        groups = parameter_groups(self._network_before_ddp(), self.initial_lr, self.weight_decay, train.layer_decay)
+        groups = parameter_groups(self.plain_network, self.initial_lr, self.weight_decay, train.layer_decay)
         optimizer = create_optimizer(train.optimizer, groups, train.momentum, train.betas)
         factor = functools.partial(
             schedule_factor, train.schedule, num_epochs=self.num_epochs, warmup_epochs=train.warmup_epochs
         )
         return optimizer, EpochSchedule(optimizer, factor)
-
-    def _network_before_ddp(self) -> nn.Module:
-        return self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
 
     def _do_i_compile(self) -> bool:
         if self.config.train.compile is None or self.device.type != "cuda":
@@ -203,7 +201,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             `loss`, a NumPy scalar.
 
         Raises:
-            RuntimeError: the loss is not finite.
+            ExperimentError: the loss is not finite.
         """
         data = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"].to(self.device, non_blocking=True)
@@ -230,11 +228,11 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         self.grad_scaler.update()
 
     def _stop_on(self, loss_value: np.ndarray) -> None:
-        train = self.config.train
+        half = self.config.train.precision == "float16"
         message = (
             f"the training loss is {loss_value} in epoch {self.current_epoch}, training stops; checkpoints are as they "
-            f"were. Try a lower train.initial_lr (now {self.initial_lr}) or gradient_clip (now {self.gradient_clip}), "
-            f"or train.precision=bfloat16 or float32 (now {train.precision})"
+            f"were. Try a lower train.initial_lr (now {self.initial_lr}) or train.gradient_clip (now "
+            f"{self.gradient_clip}){', or train.precision=bfloat16 or float32 (now float16)' if half else ''}"
         )
         self.print_to_log_file(f"ERROR: {message}")
         raise ExperimentError(message)

@@ -144,11 +144,18 @@ class ViTnnUNetConfig:
     lora: ViTLoRAConfig = option(ViTLoRAConfig, "low-rank adaptation of the backbone")
     train: ViTTrainConfig = option(ViTTrainConfig, "the training")
 
+    @property
+    def mode(self) -> str:
+        """How the backbone trains: `lora`, `frozen` or `full`."""
+        if self.lora.enabled:
+            return "lora"
+        return "frozen" if self.model.freeze_backbone else "full"
+
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about combinations of values."""
         yield from self.model.problems()
         train = self.train
-        if train.layer_decay is not None and (self.lora.enabled or self.model.freeze_backbone):
+        if train.layer_decay is not None and self.mode != "full":
             yield (
                 f"train.layer_decay is {train.layer_decay}, but no layer of the backbone trains: it needs "
                 "model.freeze_backbone=false and lora.enabled=false"
