@@ -3,6 +3,7 @@
 Nothing heavy is imported here: a wrong configuration is found before torch is loaded.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -39,13 +40,13 @@ def one_of(*names: str) -> Rule:
 
 
 def at_least(minimum: float) -> Rule:
-    """A number not below a minimum."""
-    return Rule(f"at least {minimum:g}", lambda value: value >= minimum)
+    """A finite number not below a minimum."""
+    return Rule(f"at least {minimum:g}", lambda value: minimum <= value < math.inf)
 
 
 def above(limit: float) -> Rule:
-    """A number greater than a limit."""
-    return Rule(f"above {limit:g}", lambda value: value > limit)
+    """A finite number greater than a limit."""
+    return Rule(f"above {limit:g}", lambda value: limit < value < math.inf)
 
 
 def within(low: float, high: float) -> Rule:
@@ -120,7 +121,7 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if not config:
             raise ExperimentError(f"{path} is empty; a configuration has the keys model, lora and train")
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
-        return OmegaConf.to_container(config, resolve=True)
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ExperimentError(f"cannot read {path} as YAML: {reason}") from error
