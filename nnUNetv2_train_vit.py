@@ -5,7 +5,8 @@ import sys
 try:
     from nnunetv2.run.run_training_vit import run_training_entry
 except ImportError as error:
-    sys.exit(f"nnUNetv2_train_vit.py: the project is not installed ({error}): run `pip install .`")
+    print(f"nnUNetv2_train_vit.py: error: the project is not installed ({error}): run `pip install .`", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
     run_training_entry()

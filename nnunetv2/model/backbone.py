@@ -6,10 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import timm
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from dinov3.models.timm_dinov3 import has_query_bias, is_dinov3, match_reference
-from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX, TINY, BackboneFamily, check_backbone, get_family
+from nnunetv2.model.backbone_families import (
+    FAMILIES,
+    TIMM_PREFIX,
+    TINY,
+    BackboneFamily,
+    Statistics,
+    check_backbone,
+    did_you_mean,
+    get_family,
+)
 from nnunetv2.model.upsample import ProgressiveUpsampler
 from nnunetv2.model.weights import check_fit, convert_to_timm, download_hub_weights, read_state_dict
 
@@ -24,6 +34,7 @@ __all__ = [
     "load_backbone_weights",
     "load_pretrained_weights",
     "query_bias_in_file",
+    "timm_statistics",
     "weights_follow",
 ]
 
@@ -91,13 +102,33 @@ def _create_member(family: BackboneFamily, size: str, in_chans: int, query_bias:
 
 
 def _create_timm_vit(name: str, in_chans: int) -> nn.Module:
+    timm_statistics(name)
     try:
         model = timm.create_model(name, num_classes=0, dynamic_img_size=True, in_chans=in_chans)
-    except (RuntimeError, TypeError) as error:
+    except TypeError as error:
         raise ValueError(f"timm cannot build {name!r} as a ViT for any image size: {error}") from error
-    if not all(hasattr(model, part) for part in ("blocks", "patch_embed", "forward_intermediates")):
+    has_parts = all(hasattr(model, part) for part in ("blocks", "norm", "forward_intermediates"))
+    if not has_parts or not isinstance(getattr(model, "patch_embed", None), PatchEmbed):
         raise ValueError(f"timm's {name!r} is not a plain vision transformer ({type(model).__name__})")
     return model
+
+
+def timm_statistics(name: str) -> Statistics:
+    """Return the mean and std that a timm model was pretrained with.
+
+    Raises:
+        ValueError: timm has no model of this name, or none with these weights.
+    """
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        hint = did_you_mean(architecture, timm.list_models("*vit*"))
+        raise ValueError(f"timm has no model {name!r}{hint}")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True))
+        raise ValueError(f"timm has no weights {name!r}; allowed: {tags}") from error
+    return Statistics(tuple(config.mean), tuple(config.std))
 
 
 def query_bias_in_file(path: str | Path) -> bool:
@@ -134,7 +165,11 @@ def fit_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
     raw = read_state_dict(path)
     if is_dinov3(model) and model.blocks[0].attn.q_bias is None and has_query_bias(raw):
         raise ValueError(f"{path} holds a query bias, which this backbone was built without")
-    state = convert_to_timm(raw, model)
+    try:
+        state = convert_to_timm(raw, model)
+    except (ValueError, RuntimeError, AttributeError) as error:  # what timm's filters raise on a file of another model
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} does not fit the backbone: {reason}") from error
     check_fit(state, expected, str(path))
     return {own_names[name]: value for name, value in state.items() if name in own_names}
 
@@ -189,7 +224,7 @@ def get_vit_features(
         For each block the patch tokens after the final norm, (B, embed_dim, H / patch, W / patch); with
         `return_prefix_tokens` pairs of these and the prefix tokens, (B, number of prefix tokens, embed_dim).
     """
-    return model.forward_intermediates(
+    outputs = model.forward_intermediates(
         x,
         indices=list(indices),
         norm=True,
@@ -197,3 +232,13 @@ def get_vit_features(
         intermediates_only=True,
         return_prefix_tokens=return_prefix_tokens,
     )
+    if not isinstance(model.norm, nn.Identity):
+        return outputs
+    # ViTs that average over the patches have their final norm behind the average
+    if return_prefix_tokens:
+        return [(_norm_map(model.fc_norm, patches), model.fc_norm(prefix)) for patches, prefix in outputs]
+    return [_norm_map(model.fc_norm, patches) for patches in outputs]
+
+
+def _norm_map(norm: nn.Module, x: Tensor) -> Tensor:
+    return norm(x.movedim(1, -1)).movedim(-1, 1)

@@ -121,7 +121,7 @@ FAMILIES: dict[str, BackboneFamily] = {
 }
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the entry of `allowed` that is most like `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(allowed), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
@@ -135,7 +135,7 @@ def get_family(name: str) -> BackboneFamily:
     """
     if name not in FAMILIES:
         allowed = [*FAMILIES, TIMM_PREFIX + "<name>"]
-        raise ValueError(f"unknown backbone {name!r}{nearest(name, FAMILIES)}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"unknown backbone {name!r}{did_you_mean(name, FAMILIES)}; allowed: {', '.join(allowed)}")
     return FAMILIES[name]
 
 
@@ -149,4 +149,4 @@ def check_backbone(name: str, size: str) -> None:
         return
     sizes = get_family(name).sizes
     if size not in sizes:
-        raise ValueError(f"{name} has no size {size!r}{nearest(size, sizes)}; allowed: {', '.join(sizes)}")
+        raise ValueError(f"{name} has no size {size!r}{did_you_mean(size, sizes)}; allowed: {', '.join(sizes)}")

@@ -168,7 +168,8 @@ class ViTSegmentationModel(nn.Module):
         # Blocks behind the deepest feature layer, and what only a classifier needs, are never run. They stay, so that
         # weights load strictly, but a trainable parameter without a gradient would stop distributed training.
         self.backbone.blocks[self.feature_indices[-1] + 1 :].requires_grad_(False)
-        for name in ("attn_pool", "fc_norm", "head"):
+        norm_is_used = isinstance(self.backbone.norm, nn.Identity)  # see `get_vit_features`
+        for name in ("attn_pool", "head") if norm_is_used else ("attn_pool", "head", "fc_norm"):
             module = getattr(self.backbone, name, None)
             if module is not None:
                 module.requires_grad_(False)

@@ -10,7 +10,10 @@ MIN_CHANNELS = 32
 
 
 def group_norm(channels: int, max_groups: int = 32) -> nn.GroupNorm:
-    """Group normalisation with the largest of 32, 16, 8, 4, 2, 1 groups that divides the channels."""
+    """Group normalisation with the largest of 32, 16, 8, 4, 2, 1 groups that divides the channels.
+
+    For 32 channels that is instance normalisation, as throughout nnU-Net; `max_groups` says less for maps of one pixel.
+    """
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and g <= max(1, max_groups))
     return nn.GroupNorm(groups, channels)
 
@@ -107,7 +110,8 @@ class ProgressiveUpsampleDecoder(nn.Module):
             Logits, (B, num_classes, H, W).
         """
         for stage, skip, features in zip(self.stages[:-1], self.skips, skip_features, strict=True):
-            x = stage(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
+            doubled = [min(2 * side, limit) for side, limit in zip(x.shape[-2:], output_size, strict=True)]
+            x = stage(resize(x, doubled))
             # projected before it is resized: the two commute, and the smaller map is cheaper
             x = x + resize(skip(features), x.shape[-2:])
         return self.classifier(self.stages[-1](resize(x, output_size)))

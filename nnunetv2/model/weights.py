@@ -51,7 +51,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot read {path} as a file of weights: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} holds no plain dictionary of tensors, which a weight file should")
     return state
 
@@ -68,7 +68,13 @@ def convert_to_timm(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
 
     Returns:
         timm's names to tensors.
+
+    Raises:
+        ValueError: the file is of another kind of model.
     """
+    registers = getattr(model, "reg_token", None)
+    if any(name.endswith(("register_tokens", "reg_token")) for name in state) and registers is None:
+        raise ValueError("the file holds register tokens, the backbone has none (DINOv2: a size that ends in _reg)")
     if is_dinov3(model):
         converted = reference_to_timm(state, model) if is_reference_state(state) else dict(state)
     else:
@@ -91,9 +97,7 @@ def check_fit(state: dict[str, Tensor], expected: dict[str, Tensor], source: str
     Raises:
         ValueError: names the tensors that are missing, unknown or of another shape.
     """
-    missing = [
-        n for n in expected if n not in state and n not in MAY_BE_MISSING and n.split(".")[-1] not in MAY_BE_MISSING
-    ]
+    missing = [name for name in expected if name not in state and not name.endswith(tuple(MAY_BE_MISSING))]
     unknown = [name for name in state if name not in expected and name not in MAY_BE_UNUSED]
     shapes = [
         f"{name} is {tuple(state[name].shape)} in the file and {tuple(expected[name].shape)} in the model"

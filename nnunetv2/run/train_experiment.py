@@ -24,11 +24,14 @@ from nnunetv2.training.experiment.plans_file import (
     EXPERIMENT_KEY,
     check_configuration,
     check_name,
+    check_same,
+    differences_between,
+    listed,
     read_plans,
     resolve,
     write_new_plans,
 )
-from nnunetv2.training.experiment.schema import build, find_config, packaged_configs, read_values
+from nnunetv2.training.experiment.schema import as_stored, build, find_config, packaged_configs, read_values, refuse
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ def run_command(command: str, args: argparse.Namespace) -> None:
         args: arguments as `arguments.training_parser` reads them.
     """
     for variable in THREAD_VARIABLES:
-        os.environ.setdefault(variable, "1")
+        os.environ[variable] = "1"
     try:
         train(args)
     except ExperimentError as error:
@@ -67,22 +70,23 @@ def train(args: argparse.Namespace) -> None:
     dataset = find_dataset(args.dataset_name_or_id)
     folder = preprocessed_folder(dataset)
     fold = check_fold(folder, args.fold)
-    continued = config is None
-    plans = stored_plans(args, folder) if continued else base_plans(args, folder)
+    is_new = not (args.c or args.val)
+    plans = base_plans(args, folder) if is_new else stored_plans(args, config, folder)
     device = prepare_device(args.device, args.num_gpus)
-    if not continued:
+    if is_new:
         plans = derive(args, config, plans, folder)
     trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
-    name = plans["plans_name"]
-    if args.c or args.val:
-        check_checkpoint(Path(str(nnUNet_results)) / dataset / f"{trainer}__{name}__{args.configuration}", fold, args)
+    results = Path(str(nnUNet_results)) / dataset / f"{trainer}__{plans['plans_name']}__{args.configuration}"
+    check_same(results / "plans.json", plans)
+    if not is_new:
+        check_checkpoint(results / f"fold_{fold}", args)
     write_new_plans(folder, plans)
 
     from nnunetv2.run.run_training import run_training
 
     run_training(
-        dataset, args.configuration, fold, trainer, name, args.pretrained_weights, args.num_gpus, args.npz,
-        args.c, args.val, args.disable_checkpointing, args.val_best, device,
+        dataset, args.configuration, fold, trainer, plans["plans_name"], args.pretrained_weights, args.num_gpus,
+        args.npz, args.c, args.val, args.disable_checkpointing, args.val_best, device,
     )  # fmt: skip
 
 
@@ -129,7 +133,10 @@ def read_experiment(args: argparse.Namespace) -> Any:
         check_name(path.stem)
     values = read_values(path, args.overrides)
     trainer = args.trainer_class_name or values.get("trainer") or DEFAULT_TRAINER
-    return build(schema_of(trainer), values, args.config)
+    config = build(schema_of(trainer), values, args.config)
+    if not (args.c or args.val):
+        refuse(config.model.weight_problems(), args.config)
+    return config
 
 
 def schema_of(trainer: str) -> type:
@@ -152,17 +159,30 @@ def schema_of(trainer: str) -> type:
     return schema
 
 
-def stored_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Read the plans of the experiment that `--name` names.
+def stored_plans(args: argparse.Namespace, config: Any, folder: Path) -> dict[str, Any]:
+    """Read the plans of the experiment that `--c` or `--val` goes on with; its pretrained weights are not needed.
 
     Raises:
-        ExperimentError: there are none, or they are not an experiment's.
+        ExperimentError: there are none, they are not an experiment's, or not the one that `--config` describes.
     """
-    plans = read_plans(folder, f"{args.plans_identifier}_{args.name}")
+    name = experiment_name(args)
+    plans = read_plans(folder, f"{args.plans_identifier}_{name}")
     check_configuration(plans, args.configuration)
-    if EXPERIMENT_KEY not in resolve(plans, args.configuration):
+    stored = resolve(plans, args.configuration).get(EXPERIMENT_KEY)
+    if stored is None:
         raise ExperimentError(f"the plans {plans['plans_name']!r} are not those of an experiment")
+    differences = list(differences_between(stored, as_stored(config))) if config is not None else []
+    if differences:
+        raise ExperimentError(
+            f"the experiment {name!r} was trained with another configuration (then → now):\n{listed(differences)}\n"
+            f"to go on with it, give --name {name} without --config"
+        )
     return plans
+
+
+def experiment_name(args: argparse.Namespace) -> str:
+    """The experiment's name: `--name`, or the file name of the configuration."""
+    return args.name or find_config(args.config).stem
 
 
 def base_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -178,17 +198,15 @@ def base_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def derive(args: argparse.Namespace, config: Any, plans: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Derive the plans and, for a new training, check that its pretrained weights are there and fit.
+    """Derive the plans of a new training and check that its pretrained weights are there and fit.
 
     Raises:
         ExperimentError: the network cannot be built, or the weights cannot be had or do not fit.
     """
     from nnunetv2.training.experiment.derive import check_pretrained_weights, derive_plans
 
-    name = args.name or find_config(args.config).stem
-    derived = derive_plans(plans, args.configuration, read_dataset_json(folder), config, name)
-    if not (args.c or args.val):
-        check_pretrained_weights(resolve(derived, args.configuration))
+    derived = derive_plans(plans, args.configuration, read_dataset_json(folder), config, experiment_name(args))
+    check_pretrained_weights(resolve(derived, args.configuration))
     return derived
 
 
@@ -216,13 +234,12 @@ def prepare_device(name: str, num_gpus: int) -> "torch.device":
     return torch.device(name)
 
 
-def check_checkpoint(folder: Path, fold: int | str, args: argparse.Namespace) -> None:
+def check_checkpoint(folder: Path, args: argparse.Namespace) -> None:
     """Check that there is a training to continue or to validate.
 
     Raises:
         ExperimentError: names the checkpoint that is missing.
     """
     names = ["checkpoint_final.pth"] if args.val else [f"checkpoint_{n}.pth" for n in ("final", "latest", "best")]
-    if not any((folder / f"fold_{fold}" / name).is_file() for name in names):
-        flag = "--val" if args.val else "--c"
-        raise ExperimentError(f"{flag}: no {' or '.join(names)} in {folder / f'fold_{fold}'}")
+    if not any((folder / name).is_file() for name in names):
+        raise ExperimentError(f"{'--val' if args.val else '--c'}: no {' or '.join(names)} in {folder}")

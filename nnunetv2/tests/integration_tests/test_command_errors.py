@@ -1,9 +1,13 @@
 """What a user can get wrong on the command line: one sentence, exit code 2, nothing written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from nnunetv2.model.backbone import create_backbone
 
 ID = "900"
 
@@ -71,6 +75,31 @@ def test_a_weight_file_that_does_not_fit(workplace):
     torch.save({"weight": torch.zeros(1)}, path)
     message = last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, f"model.checkpoint_path={path}")
     assert "other.pth does not fit the backbone" in message
+
+
+def test_going_on_needs_no_pretrained_weights(workplace):
+    weights = workplace.root / "start.pth"
+    torch.save(create_backbone("dinov3", "tiny")[0].state_dict(), weights)
+    train = ("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "weights", "train.num_epochs=1")
+    option = f"model.checkpoint_path={weights}"
+    workplace.run(*train, option)
+    weights.unlink()
+    workplace.run(*train, option, "--val")
+    message = last_line_of_refusal(workplace, *train[1:], option, "--val", "train.seed=9")
+    assert "to go on with it, give --name weights without --config" in message
+    assert f"no such file: '{weights}'" in last_line_of_refusal(workplace, *train[1:], option, "train.seed=9")
+
+
+def test_the_script_without_an_install():
+    script = Path(__file__).resolve().parents[3] / "nnUNetv2_train_vit.py"
+    result = subprocess.run([sys.executable, "-S", script, "--help"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "run `pip install .`" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_script_is_the_command(workplace):
+    script = Path(__file__).resolve().parents[3] / "nnUNetv2_train_vit.py"
+    result = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stdout == workplace.run("nnUNetv2_train_vit", "--help")
 
 
 def test_not_preprocessed(workplace):

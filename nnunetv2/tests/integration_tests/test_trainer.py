@@ -94,6 +94,50 @@ def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(make_trainer
     assert "training loss is nan" in Path(trainer.log_file).read_text()
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_step(make_trainer):
+    trainer = make_trainer("train.num_epochs=1")
+    trainer.initialize()
+    weights = copy.deepcopy(trainer.network.state_dict())
+    trainer.loss = lambda output, target: torch.sqrt((output.sum() * 0).abs())  # 0, with a gradient that is not
+    with pytest.raises(ExperimentError, match="norm of the gradient is nan"):
+        trainer.run_training()
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.network.state_dict().items())
+    assert not list(Path(trainer.output_folder).glob("*.pth"))
+
+
+def test_a_validation_loss_that_is_not_finite_writes_no_checkpoint(make_trainer):
+    trainer = make_trainer("train.num_epochs=1")
+    trainer.initialize()
+    loss = trainer.loss
+    trainer.loss = lambda output, target: loss(output, target) * (1 if output.requires_grad else torch.inf)
+    with pytest.raises(ExperimentError, match="validation loss is -?inf in epoch 0"):
+        trainer.run_training()
+    assert not list(Path(trainer.output_folder).glob("*.pth"))
+
+
+def test_scaled_gradients_are_unscaled_before_they_are_clipped(make_trainer):
+    trainer = make_trainer("train.gradient_clip=0.001", "train.momentum=0.5", "train.initial_lr=0.1")
+    trainer.initialize()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = copy.deepcopy(list(trainer.network.parameters()))
+    batch = {"data": torch.rand(2, 3, 64, 64), "target": torch.randint(0, 3, (2, 1, 64, 64)).float()}
+    trainer.train_step(batch)
+    norm = torch.stack([p.grad.norm() for p in trainer.network.parameters() if p.grad is not None]).norm()
+    assert float(norm) == pytest.approx(0.001, rel=1e-3)
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+
+
+def test_the_results_of_another_experiment_are_not_touched(make_trainer, tmp_path: Path):
+    trainer = make_trainer("train.num_epochs=1")
+    interrupt_after(trainer, epochs=1)
+    before = {path: path.read_bytes() for path in Path(trainer.output_folder_base).rglob("*") if path.suffix != ".txt"}
+    other = make_trainer("train.num_epochs=1", "model.decoder.hidden_size=64")
+    with pytest.raises(ExperimentError, match=r"(?s)hidden_size: 32 → 64.*--name"):
+        other.run_training()
+    after = {path: path.read_bytes() for path in Path(trainer.output_folder_base).rglob("*") if path.suffix != ".txt"}
+    assert {k: v for k, v in after.items() if k.suffix != ".txt"}.keys() == before.keys() and after == before
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(make_trainer, monkeypatch):
     trainer = make_trainer()
     trainer.initialize()

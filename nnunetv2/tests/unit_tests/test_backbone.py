@@ -87,6 +87,15 @@ def test_any_timm_vit_by_its_name():
     assert get_vit_features(model, torch.rand(1, 3, 32, 48), [5])[0].shape == (1, 192, 2, 3)
 
 
+def test_features_are_normalised_where_the_final_norm_is_behind_the_pooling():
+    model = create_backbone("timm:vit_little_patch16_reg1_gap_256", "large")[0].eval()
+    with torch.no_grad():
+        ((patches, prefix),) = get_vit_features(model, torch.rand(1, 3, 32, 48), [13], return_prefix_tokens=True)
+    assert torch.allclose(patches.mean(1), torch.zeros(()), atol=1e-4)
+    assert torch.allclose(patches.var(1, correction=0), torch.ones(()), atol=1e-2)
+    assert torch.allclose(prefix.mean(-1), torch.zeros(()), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "told"),
     [
@@ -95,6 +104,9 @@ def test_any_timm_vit_by_its_name():
         ("retfound", "base", "large"),
         ("timm:resnet18", "large", "resnet18"),
         ("timm:no_such_vit", "large", "no_such_vit"),
+        ("timm:vit_base_patch16_224.no_such_tag", "large", "allowed: vit_base_patch16_224"),
+        ("timm:vit_base_r50_s16_224", "large", "not a plain vision transformer"),
+        ("timm:hf-hub:timm/vit_tiny_patch16_224", "large", "has no model"),
     ],
 )
 def test_unknown_backbones_are_named_with_what_is_allowed(name: str, size: str, told: str):
@@ -153,6 +165,26 @@ def test_query_bias_is_never_dropped(tmp_path: Path):
     torch.save(reference_layout(source, bias=True), path)
     with pytest.raises(ValueError, match="query bias"):
         load_backbone_weights(tiny("dinov3"), path)
+
+
+def test_a_file_without_query_bias_stands_for_zeros(tmp_path: Path):
+    path = tmp_path / "weights.pth"
+    source = tiny("dinov3")
+    torch.save(source.state_dict(), path)
+    model = tiny("dinov3", query_bias=True)
+    load_backbone_weights(model, path)
+    image = torch.rand(1, 3, 48, 64)
+    assert torch.allclose(features(model, image), features(source, image), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kept", "other"), [("small_reg", "small"), ("small", "small_reg")])
+def test_registers_where_there_are_none_and_the_other_way_round(kept: str, other: str, tmp_path: Path):
+    path = tmp_path / "weights.pth"
+    torch.save(create_backbone("dinov2", kept)[0].state_dict(), path)
+    with torch.device("meta"):
+        model = create_backbone("dinov2", other)[0]
+    with pytest.raises(ValueError, match=r"weights\.pth does not fit the backbone"):
+        load_backbone_weights(model, path)
 
 
 def test_rotary_periods_survive_saving_and_loading(tmp_path: Path):
@@ -218,12 +250,14 @@ class Malicious:
         return (open, ("executed", "w"))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", {1: torch.zeros(1)}, {"a": "b"}, None])
 def test_unreadable_files_are_refused_and_never_executed(content, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pth"
     if content is None:
         torch.save({"x": Malicious()}, path)
+    elif isinstance(content, dict):
+        torch.save(content, path)
     else:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r"weights\.pth"):

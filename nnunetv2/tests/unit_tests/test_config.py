@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import load_config, packaged_configs
+from nnunetv2.training.experiment.schema import load_config, packaged_configs, refuse
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 BASE = {"model.backbone_size": "tiny", "model.pretrained": "false"}
@@ -18,7 +18,8 @@ def load(name_or_path: str = "upernet", **overrides: object) -> ViTnnUNetConfig:
 
 def refusal(*overrides: str, name_or_path: str = "upernet") -> str:
     with pytest.raises(ExperimentError) as caught:
-        load_config(ViTnnUNetConfig, name_or_path, [*(f"{k}={v}" for k, v in BASE.items()), *overrides])
+        config = load_config(ViTnnUNetConfig, name_or_path, [*(f"{k}={v}" for k, v in BASE.items()), *overrides])
+        refuse(config.model.weight_problems(), name_or_path)  # what a new training checks as well
     return str(caught.value)
 
 
@@ -99,7 +100,7 @@ def test_overrides_and_own_files(tmp_path: Path):
         ("model.pretrained=true", "there are no weights of dinov3 tiny to download"),
         ("model.pretrained=maybe", "model.pretrained must be bool, found 'maybe'"),
         ("model.input_norm=zscore", "model.input_norm must be auto, none, backbone"),
-        ("model.input_norm=backbone:oct", "dinov3 has no statistics 'oct'; allowed: imagenet"),
+        ("model.input_norm=backbone:oct", "no such statistics of dinov3; allowed: imagenet"),
         ("model.out_layers=3", "model.out_layers must be list of int or null, found 3"),
         ("model=large", "model must be a mapping, found 'large'"),
         ("lora.r=0", "lora.r must be at least 1, found 0"),
@@ -114,7 +115,14 @@ def test_overrides_and_own_files(tmp_path: Path):
         ("train.initial_lr=-1", "train.initial_lr must be above 0"),
         ("train.initial_lr=.nan", "train.initial_lr must be above 0, found nan"),
         ("train.weight_decay=.inf", "train.weight_decay must be at least 0, found inf"),
-        ("train.seed=???", "cannot read"),
+        ("train.initial_lr=???", "is not of the form key=value"),
+        ("train.num_epochs=", "is not of the form key=value"),
+        ("model.out_layers=[3,1]", "model.out_layers must be ascending numbers from 0, found [3, 1]"),
+        ("model.out_layers=[]", "model.out_layers must be ascending numbers from 0, found []"),
+        ("model.freeze_backbone=2", "model.freeze_backbone must be bool, found 2"),
+        ("model.input_norm=none:imagenet", "model.input_norm=none:imagenet: no such statistics"),
+        ("train.seed.x=3", "train.seed must be int or null, found {'x': 3}"),
+        ("model.backbone_size=${nothing}", "the overrides"),
         ("train.batch_size=0", "train.batch_size must be at least 1"),
         ("train.patch_size=[64,64,64]", "train.patch_size must be two positive numbers"),
         ("train.patch_size=[]", "train.patch_size must be two positive numbers"),
@@ -132,10 +140,11 @@ def test_what_is_wrong_is_told_with_the_value_and_what_is_allowed(override: str,
 
 
 def test_all_problems_are_told_at_once_one_in_a_line():
-    message = refusal("model.backbon=x", "lora.r=two", "train.num_epochs=-1", "train.momentum=2")
-    lines = message.splitlines()
-    assert lines[0] == "upernet has 4 problems:"
-    assert [line.split()[0] for line in lines[1:]] == ["unknown", "lora.r", "train.momentum", "train.num_epochs"]
+    wrong = ("model.backbon=x", "lora.r=two", "train.num_epochs=-1", "train.momentum=2", "model.backbone=dinov4")
+    lines = refusal(*wrong, "train.patch_size=[]").splitlines()
+    assert lines[0] == "upernet has 7 problems:"
+    told = ["unknown", "lora.r", "train.momentum", "train.num_epochs", "train.patch_size", "model.backbone,"]
+    assert [line.split()[0] for line in lines[1:]] == [*told, "train.warmup_epochs"]
 
 
 @pytest.mark.parametrize(
@@ -183,5 +192,10 @@ def test_a_decoder_of_ones_own_is_checked_without_importing_it(tmp_path: Path, m
     path = tmp_path / "own.yaml"
     path.write_text(f"model: {{model_path: own_decoder, {own.replace('model.', '').replace('=', ': ')}}}")
     assert load(str(path)).model.decoder == {"width": 4}
-    path.write_text("model: {model_path: renamed_decoder, decoder: {anything: 4}}")
-    assert load(str(path)).model.decoder == {"anything": 4}
+    # what a factory takes that is imported, or that takes any keyword, shows only when it is called
+    (tmp_path / "open_decoder.py").write_text("def create_segmentation_model(num_classes, **keywords): ...\n")
+    for module in ("renamed_decoder", "open_decoder", "nnunetv2.model.model"):
+        path.write_text(f"model: {{model_path: {module}, decoder: {{anything: 4}}}}")
+        assert load(str(path)).model.decoder == {"anything": 4}
+    (tmp_path / "broken_decoder.py").write_text("def create_segmentation_model(:\n")
+    assert "is not valid Python" in refusal("model.model_path=broken_decoder")

@@ -103,6 +103,29 @@ def test_other_than_2d_configurations_are_refused(name: str, told: str):
         derive_plans(base_plans(), name, DATASET_JSON, config(), "mine")
 
 
+def test_a_network_that_builds_but_cannot_run_is_refused():
+    broken = config()
+    broken.model.decoder = {"hidden_size": 32, "pool_scales": [1.5]}
+    with pytest.raises(ExperimentError, match="cannot be built as configured"):
+        derive_plans(base_plans(), "2d", DATASET_JSON, broken, "mine")
+
+
+def test_a_decoder_that_forgets_the_size_of_the_image_is_refused(tmp_path: Path, monkeypatch):
+    (tmp_path / "small_decoder.py").write_text(
+        "from nnunetv2.model.model_upernet import UperNetSegmentationModel\n"
+        "class Small(UperNetSegmentationModel):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x)[..., ::2, ::2]\n"
+        "def create_segmentation_model(num_classes, hidden_size=32, **backbone_options):\n"
+        "    return Small(num_classes, hidden_size, **backbone_options)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    forgetful = config()
+    forgetful.model.model_path = "small_decoder"
+    with pytest.raises(ExperimentError, match=r"logits of shape \(1, 3, 32, 40\), expected \(1, 3, 64, 80\)"):
+        derive_plans(base_plans(), "2d", DATASET_JSON, forgetful, "mine")
+
+
 def test_a_network_that_cannot_be_built_is_refused():
     broken = config()
     broken.lora.enabled, broken.lora.target_modules = True, ["query"]
@@ -159,7 +182,7 @@ def test_any_timm_vit_brings_its_statistics():
 # --- the plans file -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a__b", "..\\x", " x"])
+@pytest.mark.parametrize("name", ["", "a/b", "a__b", "..\\x", " x", "_a", "a_", "..", "a*b", "a" * 101])
 def test_names_that_would_break_folders(name: str):
     with pytest.raises(ExperimentError, match="experiment name"):
         check_name(name)
@@ -182,6 +205,12 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_new_plans(tmp_path, derive())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_json_files_are_no_plans(tmp_path: Path):
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(ExperimentError, match=r"dataset\.json holds no plans"):
+        read_plans(tmp_path, "dataset")
 
 
 def test_missing_plans_list_those_that_exist(tmp_path: Path):

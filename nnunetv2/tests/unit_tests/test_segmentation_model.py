@@ -47,6 +47,7 @@ class DotBackbone(nn.Module):
     def __init__(self, patch: int, channels: int):
         super().__init__()
         self.patch, self.channels = patch, channels
+        self.norm = nn.LayerNorm(channels)  # not used: brightness is to arrive as it is
 
     def forward_intermediates(self, x: torch.Tensor, indices: list[int], **_: Any) -> list[torch.Tensor]:
         brightness = nn.functional.avg_pool2d(x.mean(1, keepdim=True), self.patch)
@@ -174,6 +175,18 @@ def test_full_training_of_a_vit_whose_final_norm_is_the_classifiers():
     model(torch.rand(1, 3, 32, 32)).square().mean().backward()
     assert {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None} == set()
     assert any(p.requires_grad for p in model.backbone.parameters())
+
+
+def test_many_feature_layers_do_not_grow_beyond_the_image():
+    model = model_for(out_layers=[0, 1, 2, 3])
+    sizes = []
+    for stage in model.upsampler.stages:
+        stage.register_forward_hook(lambda _m, _i, output: sizes.append(tuple(output.shape[-2:])))
+    model(torch.rand(1, 3, 32, 20))
+    assert sizes == [(4, 4), (8, 8), (16, 16), (32, 32)]
+    deep = create_segmentation_model(2, backbone_name="timm:vit_tiny_patch16_224", hidden_size=32, out_layers=range(8))
+    deep.upsampler.stages[-2].register_forward_hook(lambda _m, _i, output: sizes.append(tuple(output.shape[-2:])))
+    assert deep(torch.rand(1, 3, 32, 32)).shape == (1, 2, 32, 32) and sizes[-1] == (32, 32)
 
 
 @pytest.mark.parametrize("mode", [{"freeze_backbone": True}, {"use_lora": True}, {"freeze_backbone": False}])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FACTORY = "create_segmentation_model"
+# A factory that hands `**backbone_options` on has no other options than it names; any other `**name` may take all.
+BACKBONE_OPTIONS = "backbone_options"
 # Keywords of every factory that come from elsewhere in the configuration or from nnU-Net.
 COMMON_KEYWORDS = {
     "self", "num_classes", "input_channels", "deep_supervision", "backbone_name", "backbone_size", "checkpoint_path",
@@ -20,7 +22,7 @@ class Factory:
 
     Attributes:
         options: the decoder's own keywords, to the source text of their defaults.
-        is_known: whether the signature could be read; a factory that is imported or assigned cannot.
+        is_known: whether these are all; of a factory that is imported or assigned, or takes any keyword, nobody knows.
     """
 
     options: dict[str, str]
@@ -38,18 +40,25 @@ def read_factory(model_path: str) -> Factory:
     """
     try:
         spec = importlib.util.find_spec(model_path)
-    except (ImportError, ValueError):
+    except ModuleNotFoundError:
         spec = None
+    except Exception as error:  # whatever a package's own code raises
+        raise ValueError(f"the packages above {model_path!r} cannot be imported: {error}") from error
     if spec is None or spec.origin is None:
         raise ValueError(
             f"module {model_path!r} not found: it must be importable, such as nnunetv2.model.model_upernet"
         )
     if not spec.origin.endswith(".py"):
         return Factory({}, is_known=False)
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"), filename=spec.origin)
+    try:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"), filename=spec.origin)
+    except SyntaxError as error:
+        raise ValueError(f"module {model_path!r} is not valid Python: {error}") from error
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == FACTORY:
-            return Factory({k: v for k, v in _keywords(node.args).items() if k not in COMMON_KEYWORDS})
+            options = {k: v for k, v in _keywords(node.args).items() if k not in COMMON_KEYWORDS}
+            rest = node.args.kwarg
+            return Factory(options, is_known=rest is None or rest.arg == BACKBONE_OPTIONS)
         if FACTORY in _bound_names(node):
             return Factory({}, is_known=False)
     raise ValueError(f"module {model_path!r} ({spec.origin}) has no function {FACTORY}")

@@ -2,11 +2,9 @@
 
 import pydoc
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 from nnunetv2.model.backbone import (
@@ -14,12 +12,14 @@ from nnunetv2.model.backbone import (
     find_pretrained_weights,
     fit_weights,
     query_bias_in_file,
+    timm_statistics,
     weights_follow,
 )
 from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.training.experiment.decoder_options import FACTORY
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_configuration, planar_configurations, resolve
+from nnunetv2.training.experiment.schema import as_stored
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # nnU-Net's normalisations whose result lies in [0, 1]
@@ -51,13 +51,18 @@ def derive_plans(
     derived = deepcopy(plans)
     derived.pop("continue_training", None)  # set by nnU-Net for its trainers, no part of the file
     derived["plans_name"] = f"{plans['plans_name']}_{name}"
-    derived["configurations"] = {
-        c: _derive_configuration(resolve(plans, c), config) for c in planar_configurations(plans)
-    }
+    try:
+        derived["configurations"] = _derive_configurations(plans, config)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
     num_classes = PlansManager(derived).get_label_manager(dataset_json).num_segmentation_heads
     for planar in derived["configurations"].values():
         _resolve_layers(planar, num_classes)
     return derived
+
+
+def _derive_configurations(plans: dict[str, Any], config: Any) -> dict[str, Any]:
+    return {name: _derive_configuration(resolve(plans, name), config) for name in planar_configurations(plans)}
 
 
 def _derive_configuration(base: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -65,10 +70,7 @@ def _derive_configuration(base: dict[str, Any], config: Any) -> dict[str, Any]:
     for key in ("patch_size", "batch_size"):
         value = getattr(config.train, key)
         derived[key] = derived[key] if value is None else value
-    resolved = asdict(config)
-    if config.model.checkpoint_path:  # the plans must not depend on where a command is run
-        resolved["model"]["checkpoint_path"] = str(Path(config.model.checkpoint_path).expanduser().resolve())
-    derived[EXPERIMENT_KEY] = resolved
+    derived[EXPERIMENT_KEY] = as_stored(config)
     derived["architecture"] = {
         "network_class_name": f"{config.model.model_path}.{FACTORY}",
         "arch_kwargs": architecture_keywords(config, base["normalization_schemes"]),
@@ -126,10 +128,7 @@ def resolve_input_norm(choice: str, backbone: str, normalization_schemes: list[s
 
 def _statistics(backbone: str, which: str) -> Statistics:
     if backbone.startswith(TIMM_PREFIX):
-        pretrained = timm.get_pretrained_cfg(backbone.removeprefix(TIMM_PREFIX))
-        if pretrained is None:
-            raise ExperimentError(f"timm knows no mean and std of {backbone!r}: set model.input_norm=none")
-        return Statistics(tuple(pretrained.mean), tuple(pretrained.std))
+        return timm_statistics(backbone.removeprefix(TIMM_PREFIX))
     statistics = get_family(backbone).statistics
     return statistics[which] if which else next(iter(statistics.values()))
 
@@ -140,20 +139,25 @@ def _per_channel(rgb: tuple[float, float, float], channels: int) -> list[float]:
 
 
 def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
-    """Build the network without memory, so that nothing impossible is written, and note its feature layers."""
+    """Build and run the network without memory, so that nothing impossible is written; note its feature layers."""
     architecture = planar["architecture"]
-    factory = pydoc.locate(architecture["network_class_name"])
+    channels = len(planar["normalization_schemes"])
     try:
-        with torch.device("meta"), weights_follow():
-            network = factory(
-                num_classes=num_classes,
-                input_channels=len(planar["normalization_schemes"]),
-                deep_supervision=False,
-                **architecture["arch_kwargs"],
-            )
-    except (ValueError, TypeError) as error:
-        raise ExperimentError(f"the network cannot be built as configured: {error}") from error
-    architecture["arch_kwargs"]["out_layers"] = list(network.feature_indices)
+        factory = pydoc.locate(architecture["network_class_name"])
+        with torch.device("meta"), weights_follow(), torch.no_grad():
+            options = {"num_classes": num_classes, "input_channels": channels, "deep_supervision": False}
+            network = factory(**options, **architecture["arch_kwargs"]).to("meta")
+            logits = network.train()(torch.empty(1, channels, *planar["patch_size"]))
+        layers = list(network.feature_indices)
+    except (ValueError, TypeError, RuntimeError, AttributeError, pydoc.ErrorDuringImport) as error:
+        reason = " ".join(str(error).split())
+        raise ExperimentError(f"the network cannot be built as configured: {reason}") from error
+    if logits.shape != (1, num_classes, *planar["patch_size"]):
+        raise ExperimentError(
+            f"the network of {architecture['network_class_name']} gives logits of shape {tuple(logits.shape)}, "
+            f"expected {(1, num_classes, *planar['patch_size'])}"
+        )
+    architecture["arch_kwargs"]["out_layers"] = layers
 
 
 def check_pretrained_weights(planar: dict[str, Any]) -> None:

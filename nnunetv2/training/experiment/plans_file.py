@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +12,23 @@ from nnunetv2.training.experiment.errors import ExperimentError
 
 EXPERIMENT_KEY = "vit"  # the resolved experiment configuration, within a configuration of the plans
 MAX_DIFFERENCES = 10
+MAX_NAME_LENGTH = 100
+NAME = re.compile(r"[^\W_]([\w.+= -]*[^\W_])?")
 
 
 def check_name(name: str) -> None:
     """Check the name of an experiment, which becomes part of file and folder names.
 
+    nnU-Net splits folder names at `__`, and puts one before and one behind the name of the plans.
+
     Raises:
-        ExperimentError: it is empty or holds `/` or `__`, at which nnU-Net splits folder names.
+        ExperimentError: the name would break that.
     """
-    if not name or "/" in name or "\\" in name or "__" in name or name.strip() != name:
-        raise ExperimentError(f"experiment name {name!r} is not allowed: not empty, without '/', '__' and outer spaces")
+    if not NAME.fullmatch(name) or "__" in name or len(name) > MAX_NAME_LENGTH:
+        raise ExperimentError(
+            f"experiment name {name!r} is not allowed: letters, digits and single '_', '-', '.', '+', '=' or spaces "
+            f"between them, at most {MAX_NAME_LENGTH} characters"
+        )
 
 
 def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
@@ -34,9 +42,12 @@ def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
         existing = sorted(p.stem for p in folder.glob("*.json") if "lans" in p.stem)
         raise ExperimentError(f"plans {plans_name!r} not found in {folder}; existing: {', '.join(existing) or 'none'}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        plans = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path} is not a valid JSON file: {error}") from error
+    if not isinstance(plans, dict) or not {"configurations", "plans_name"} <= plans.keys():
+        raise ExperimentError(f"{path} holds no plans: it has no 'configurations' or no 'plans_name'")
+    return plans
 
 
 def planar_configurations(plans: dict[str, Any]) -> list[str]:
@@ -68,6 +79,29 @@ def check_configuration(plans: dict[str, Any], configuration: str) -> None:
         )
 
 
+def check_same(path: Path, experiment: dict[str, Any]) -> None:
+    """Check that a file of plans, if there is one, holds the same as the plans of an experiment.
+
+    Raises:
+        ExperimentError: it holds another experiment; the message shows the difference.
+    """
+    if not path.is_file():
+        return
+    stored = read_plans(path.parent, path.stem)
+    differences = list(differences_between(stored, json.loads(json.dumps(experiment))))
+    if differences:
+        raise ExperimentError(
+            f"{path} holds another experiment (there → now):\n{listed(differences)}\n"
+            f"the plans name {experiment['plans_name']!r} is taken: choose another with --name"
+        )
+
+
+def listed(differences: list[str]) -> str:
+    """The first differences, one in a line."""
+    more = f"\n  … and {len(differences) - MAX_DIFFERENCES} more" if len(differences) > MAX_DIFFERENCES else ""
+    return "\n".join(f"  {line}" for line in differences[:MAX_DIFFERENCES]) + more
+
+
 def write_new_plans(folder: Path, plans: dict[str, Any]) -> Path:
     """Write derived plans, unless the same are there already; never change a file that is there.
 
@@ -75,20 +109,12 @@ def write_new_plans(folder: Path, plans: dict[str, Any]) -> Path:
         The path of the plans file.
 
     Raises:
-        ExperimentError: a plans file of this name holds another experiment; the message shows the difference.
+        ExperimentError: a plans file of this name holds another experiment.
     """
     path = folder / f"{plans['plans_name']}.json"
-    if path.is_file():
-        differences = list(_differences(read_plans(folder, plans["plans_name"]), json.loads(json.dumps(plans))))
-        if not differences:
-            return path
-        shown = "\n".join(f"  {line}" for line in differences[:MAX_DIFFERENCES])
-        more = f"\n  … and {len(differences) - MAX_DIFFERENCES} more" if len(differences) > MAX_DIFFERENCES else ""
-        raise ExperimentError(
-            f"{path.name} holds another experiment (there → now):\n{shown}{more}\n"
-            f"the plans name {plans['plans_name']!r} is taken: choose another with --name"
-        )
-    _write_json(path, plans)
+    check_same(path, plans)
+    if not path.is_file():
+        _write_json(path, plans)
     return path
 
 
@@ -104,10 +130,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         raise
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+def differences_between(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Yield `key: old → new` for every leaf of two nested dictionaries that is not the same."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(
+            yield from differences_between(
                 old.get(key, "(absent)"), new.get(key, "(absent)"), f"{name}.{key}" if name else key
             )
     elif old != new:

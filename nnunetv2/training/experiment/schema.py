@@ -4,17 +4,17 @@ Nothing heavy is imported here: a wrong configuration is found before torch is l
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import nnunetv2
+from nnunetv2.model.backbone_families import did_you_mean
 from nnunetv2.training.experiment.errors import ExperimentError
 
 CONFIG_FOLDER = Path(nnunetv2.__path__[0]) / "configs"
@@ -92,12 +92,6 @@ def find_config(name_or_path: str) -> Path:
     )
 
 
-def did_you_mean(name: str, allowed: Sequence[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the nearest of the allowed names, or nothing."""
-    matches = get_close_matches(str(name), allowed, n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
-
-
 def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file and apply overrides, without checking them against a schema.
 
@@ -112,19 +106,25 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ExperimentError: the file is no YAML mapping, or an override has no `=`.
     """
     for override in overrides:
-        if "=" not in override.lstrip("="):
+        key, _, value = override.partition("=")
+        if not key or value in ("", "???"):
             raise ExperimentError(f"override {override!r} is not of the form key=value, such as train.num_epochs=50")
     try:
         config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
-            raise ExperimentError(f"{path} must hold a mapping of keys to values, found {type(config).__name__}")
-        if not config:
-            raise ExperimentError(f"{path} is empty; a configuration has the keys model, lora and train")
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        if isinstance(config, DictConfig):
+            OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ExperimentError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig):
+        raise ExperimentError(f"{path} must hold a mapping of keys to values, found {type(config).__name__}")
+    if not config:
+        raise ExperimentError(f"{path} is empty; a configuration has the keys model, lora and train")
+    try:
+        merged = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ExperimentError(f"cannot read {path} as YAML: {reason}") from error
+        raise ExperimentError(f"the overrides {' '.join(overrides)} do not fit {path.name}: {reason}") from error
 
 
 def build(schema: type[Schema], values: dict[str, Any], source: str) -> Schema:
@@ -144,13 +144,21 @@ def build(schema: type[Schema], values: dict[str, Any], source: str) -> Schema:
     config = OmegaConf.structured(schema)
     problems = list(_assign(config, schema, values, ""))
     result = OmegaConf.to_object(config)
-    problems += _broken_rules(result, "")
-    problems = problems or list(result.problems())
-    if len(problems) == 1:
-        raise ExperimentError(f"{source}: {problems[0]}")
-    if problems:
-        raise ExperimentError("\n".join([f"{source} has {len(problems)} problems:", *problems]))
+    refuse([*problems, *_broken_rules(result, ""), *result.problems()], source)
     return result
+
+
+def refuse(problems: Iterable[str], source: str) -> None:
+    """Tell all problems of a configuration, if there are any.
+
+    Raises:
+        ExperimentError: one problem in a line.
+    """
+    lines = [str(problem) for problem in problems]
+    if len(lines) == 1:
+        raise ExperimentError(f"{source}: {lines[0]}")
+    if lines:
+        raise ExperimentError("\n".join([f"{source} has {len(lines)} problems:", *lines]))
 
 
 def restore(schema: type[Schema], values: dict[str, Any]) -> Schema:
@@ -159,6 +167,14 @@ def restore(schema: type[Schema], values: dict[str, Any]) -> Schema:
     Files that were needed then, such as pretrained weights, may be gone.
     """
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+
+
+def as_stored(config: Any) -> dict[str, Any]:
+    """A configuration object as it stands in the plans, which must not depend on where a command is run."""
+    stored = asdict(config)
+    if config.model.checkpoint_path:
+        stored["model"]["checkpoint_path"] = str(Path(config.model.checkpoint_path).expanduser().resolve())
+    return stored
 
 
 def load_config(schema: type[Schema], name_or_path: str, overrides: Sequence[str] = ()) -> Schema:
@@ -185,6 +201,8 @@ def _assign(config: DictConfig, schema: type, values: dict[str, Any], prefix: st
 
 def _assign_leaf(config: DictConfig, leaf: Field, value: Any, name: str) -> Iterator[str]:
     try:
+        if "bool" in type_text(leaf.type) and not isinstance(value, (bool, type(None))):
+            raise ValidationError  # omegaconf takes any number for a truth value
         OmegaConf.update(config, leaf.name, value, merge=False)
     except OmegaConfBaseException:
         yield f"{name} must be {type_text(leaf.type)}, found {value!r}"

@@ -20,7 +20,7 @@ from nnunetv2.model.segmentation_model import autocast_for, count_parameters_per
 from nnunetv2.training.experiment.derive import derive_plans
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_name
+from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_name, check_same
 from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
 from nnunetv2.training.experiment.schema import load_config, restore
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -184,6 +184,15 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         np.random.seed(numpy)
         torch.manual_seed(pytorch)
 
+    def on_train_start(self) -> None:
+        """Start as nnU-Net does, unless the results folder belongs to another experiment.
+
+        Raises:
+            ExperimentError: the plans in the results folder are others.
+        """
+        check_same(Path(self.output_folder_base) / "plans.json", self.plans_manager.plans)
+        super().on_train_start()
+
     # --- training -----------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
@@ -209,8 +218,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         with autocast_for(self.device, self.config.train.precision):
             loss = self.loss(self.network(data), target)
         loss_value = loss.detach().cpu().numpy()
-        if not np.isfinite(loss_value):
-            self._stop_on(loss_value)
+        self._stop_unless_finite("training loss", loss_value)
         self._step(loss)
         return {"loss": loss_value}
 
@@ -218,21 +226,30 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         if self.grad_scaler is None:
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+            norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+            self._stop_unless_finite("norm of the gradient", norm.item())
             self.optimizer.step()
             return
+        # the scaler leaves out steps whose gradient is not finite
         self.grad_scaler.scale(loss).backward()
         self.grad_scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _stop_on(self, loss_value: np.ndarray) -> None:
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """End a validation epoch as nnU-Net does; stop, before a checkpoint is written, if its loss is not finite."""
+        super().on_validation_epoch_end(val_outputs)
+        self._stop_unless_finite("validation loss", self.logger.get_value("val_losses", step=-1))
+
+    def _stop_unless_finite(self, name: str, value: float | np.ndarray) -> None:
+        if np.isfinite(value):
+            return
         half = self.config.train.precision == "float16"
         message = (
-            f"the training loss is {loss_value} in epoch {self.current_epoch}, training stops; checkpoints are as they "
-            f"were. Try a lower train.initial_lr (now {self.initial_lr}) or train.gradient_clip (now "
-            f"{self.gradient_clip}){', or train.precision=bfloat16 or float32 (now float16)' if half else ''}"
+            f"the {name} is {value} in epoch {self.current_epoch}, training stops; checkpoints are as they were. Try a "
+            f"lower train.initial_lr (now {self.initial_lr}) or train.gradient_clip (now {self.gradient_clip})"
+            f"{', or train.precision=bfloat16 or float32 (now float16)' if half else ''}"
         )
         self.print_to_log_file(f"ERROR: {message}")
         raise ExperimentError(message)

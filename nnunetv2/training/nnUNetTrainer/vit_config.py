@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Optional
 
-from nnunetv2.model.backbone_families import TIMM_PREFIX, check_backbone, get_family
+from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX, check_backbone, did_you_mean, get_family
 from nnunetv2.training.experiment.decoder_options import misfit, read_factory
-from nnunetv2.training.experiment.schema import Rule, above, at_least, did_you_mean, one_of, option, within
+from nnunetv2.training.experiment.schema import Rule, above, at_least, one_of, option, within
 
 # `Optional[...]`, not `... | None`, in the fields: every omegaconf that we allow reads it.
 # ruff: noqa: UP045
@@ -23,7 +23,7 @@ class ViTModelConfig:
     backbone: str = option("dinov3", "a family of the backbone table (`dinov3`, `dinov2`, …) or `timm:<name>`")
     backbone_size: str = option("large", "a size of the family, or `tiny`; not used with `timm:<name>`")
     checkpoint_path: str = option("", "file of pretrained backbone weights; empty: timm's hub copy")
-    pretrained: bool = option(True, "start from pretrained backbone weights; false: from random ones")
+    pretrained: bool = option(True, "without a file: start from timm's hub copy; false: from random weights")
     freeze_backbone: bool = option(True, "train the decoder only; without effect where LoRA is enabled")
     input_norm: str = option(
         "auto",
@@ -32,7 +32,9 @@ class ViTModelConfig:
         Rule("auto, none, backbone or backbone:NAME", lambda v: v.split(":")[0] in ("auto", "none", "backbone")),
     )
     out_layers: Optional[list[int]] = option(
-        None, "0-based blocks whose outputs the decoder gets; null: the ends of four even quarters"
+        None,
+        "0-based blocks whose outputs the decoder gets; null: the ends of four even quarters",
+        Rule("ascending numbers from 0", lambda v: bool(v) and v == sorted(set(v)) and v[0] >= 0),
     )
     decoder: dict[str, Any] = option({}, "keywords of the decoder (see its page)")
 
@@ -43,7 +45,7 @@ class ViTModelConfig:
         except ValueError as error:
             yield f"model.backbone, model.backbone_size: {error}"
         else:
-            yield from self._weight_problems()
+            yield from self._statistics_problems()
         try:
             factory = read_factory(self.model_path)
         except ValueError as error:
@@ -57,7 +59,18 @@ class ViTModelConfig:
             elif expected := misfit(value, factory.options[key]):
                 yield f"model.decoder.{key} must be {expected}, found {value!r}"
 
-    def _weight_problems(self) -> Iterator[str]:
+    def _statistics_problems(self) -> Iterator[str]:
+        kind, _, which = self.input_norm.partition(":")
+        if not which:
+            return
+        is_timm = self.backbone.startswith(TIMM_PREFIX)
+        statistics = [] if is_timm or kind == "none" else list(get_family(self.backbone).statistics)
+        if which not in statistics:
+            allowed = ", ".join(statistics) or "none"
+            yield f"model.input_norm={self.input_norm}: no such statistics of {self.backbone}; allowed: {allowed}"
+
+    def weight_problems(self) -> Iterator[str]:
+        """Yield why a new training cannot have its pretrained weights, as far as it shows without loading them."""
         if self.checkpoint_path:
             if not Path(self.checkpoint_path).expanduser().is_file():
                 yield f"model.checkpoint_path: no such file: {self.checkpoint_path!r}"
@@ -68,12 +81,6 @@ class ViTModelConfig:
                     f"model.pretrained is true, but there are no weights of {self.backbone} {self.backbone_size} to "
                     "download: set model.checkpoint_path to a file, or model.pretrained=false for random weights"
                 )
-        modality = self.input_norm.partition(":")[2]
-        if modality and not self.backbone.startswith(TIMM_PREFIX):
-            statistics = get_family(self.backbone).statistics
-            if modality not in statistics:
-                allowed = ", ".join(statistics)
-                yield f"model.input_norm: {self.backbone} has no statistics {modality!r}; allowed: {allowed}"
 
 
 @dataclass
@@ -162,13 +169,12 @@ class ViTnnUNetConfig:
             )
         if train.warmup_epochs >= (train.num_epochs or 1000):
             yield f"train.warmup_epochs must be below train.num_epochs, found {train.warmup_epochs}"
-        if train.patch_size is not None and not self.model.backbone.startswith(TIMM_PREFIX):
-            yield from self._patch_problems()
+        yield from self._patch_problems()
 
     def _patch_problems(self) -> Iterator[str]:
-        try:
-            patch = get_family(self.model.backbone).patch_size
-        except ValueError:
-            return  # told already
-        if min(self.train.patch_size) < patch:
-            yield f"train.patch_size must be at least one ViT patch ({patch} × {patch}), found {self.train.patch_size}"
+        size, family = self.train.patch_size, FAMILIES.get(self.model.backbone)
+        if size is None or family is None or not PATCH_SIZE.holds(size):
+            return
+        if min(size) < family.patch_size:
+            patch = f"{family.patch_size} × {family.patch_size}"
+            yield f"train.patch_size must be at least one ViT patch ({patch}), found {size}"
