@@ -53,7 +53,7 @@ CONFIG = ("--config", "tiny.yaml", "-device", "cpu")
         ((ID, "2d", "0", *CONFIG, "-tr", "nnUNetTrainer_no"), "'nnUNetTrainer_no' is no trainer for experiments"),
         ((ID, "2d", "0", "--name", "x", "--c", "train.seed=1"), "'train.seed=1' overrides nothing"),
         ((ID, "2d", "0", *CONFIG, "--c", "--val"), "--c and --val exclude each other"),
-        ((ID, "2d", "0", *CONFIG, "--c"), "--c: no checkpoint_final.pth or checkpoint_latest.pth"),
+        ((ID, "2d", "0", *CONFIG, "--name", "never", "--c"), "plans 'nnUNetPlans_never' not found"),
         ((ID, "2d", "0", "--name", "never", "--c"), "plans 'nnUNetPlans_never' not found"),
         ((ID, "2d", "0", "--config", "tiny.yaml", "-device", "tpu"), "-device 'tpu' is unknown"),
         ((ID, "2d", "0", *CONFIG, "-num_gpus", "2"), "more than 1 needs cuda"),
@@ -119,6 +119,12 @@ def test_a_name_taken_by_another_experiment(trained):
     result = trained.attempt("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "one", "train.num_epochs=9")
     assert result.returncode == 2 and "vit.train.num_epochs: 2 → 9" in result.stderr and snapshot(trained) == before
     assert "--name" in result.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("flag", ["--c", "--val"])
+def test_nothing_to_go_on_with(trained, flag: str):
+    message = last_line_of_refusal(trained, ID, "2d", "1", "--name", "one", "-device", "cpu", flag)
+    assert f"{flag}: no checkpoint_final.pth" in message
 
 
 def test_plans_of_an_experiment_are_not_derived_from(trained):
