@@ -128,11 +128,11 @@ def test_scaled_gradients_are_unscaled_before_they_are_clipped(make_trainer):
 
 
 def test_the_results_of_another_experiment_are_not_touched(make_trainer, tmp_path: Path):
-    trainer = make_trainer("train.num_epochs=1")
+    trainer = make_trainer("train.num_epochs=2")
     interrupt_after(trainer, epochs=1)
     kept = [Path(trainer.output_folder_base) / "plans.json", Path(trainer.output_folder) / "checkpoint_latest.pth"]
     before = [path.read_bytes() for path in kept]
-    other = make_trainer("train.num_epochs=1", "model.decoder.hidden_size=64")
+    other = make_trainer("train.num_epochs=2", "model.decoder.hidden_size=64")
     with pytest.raises(ExperimentError, match=r"(?s)hidden_size: 32 → 64.*--name"):
         other.run_training()
     assert [path.read_bytes() for path in kept] == before
