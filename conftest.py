@@ -49,15 +49,6 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"the installed files differ from the checkout ({', '.join(stale[:5])}): run `pip install .`", 3)
 
 
-@pytest.fixture
-def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty folders for raw data, preprocessed data and results, set in the environment."""
-    for kind in ("raw", "preprocessed", "results"):
-        (tmp_path / kind).mkdir()
-        monkeypatch.setenv(f"nnUNet_{kind}", str(tmp_path / kind))
-    return tmp_path
-
-
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The nnU-Net raw folder with the real data sets."""

@@ -160,8 +160,9 @@ def fit_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file cannot be read, or does not fill the model tensor by tensor.
     """
-    own_names = {_without_lora(name): name for name in model.state_dict() if "lora_" not in name}
-    expected = {plain: model.state_dict()[name] for plain, name in own_names.items()}
+    own = model.state_dict()
+    own_names = {_without_lora(name): name for name in own if "lora_" not in name}
+    expected = {plain: own[name] for plain, name in own_names.items()}
     raw = read_state_dict(path)
     if is_dinov3(model) and model.blocks[0].attn.q_bias is None and has_query_bias(raw):
         raise ValueError(f"{path} holds a query bias, which this backbone was built without")

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 
 from nnunetv2.model.backbone import create_backbone, get_vit_features
 from nnunetv2.model.lora import disable_lora, enable_lora
-
-logger = logging.getLogger(__name__)
 
 AUTOCAST_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

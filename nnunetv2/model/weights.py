@@ -1,6 +1,5 @@
 """Pretrained weights: read a file safely, convert it to timm's names, load it strictly; fetch timm's hub copies."""
 
-import logging
 import pickle
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from dinov3.models.timm_dinov3 import PERIODS, is_dinov3, is_reference_state, reference_to_timm
-
-logger = logging.getLogger(__name__)
 
 HUB_FILE = "model.safetensors"
 HUB_TIMEOUT_SECONDS = 3

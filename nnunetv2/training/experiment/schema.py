@@ -189,7 +189,7 @@ def _assign(config: DictConfig, schema: type, values: dict[str, Any], prefix: st
         name = f"{prefix}{key}"
         if key not in known:
             allowed = ", ".join(prefix + k for k in known)
-            yield f"unknown key {name} (value {value!r}){did_you_mean(key, list(known))}; allowed: {allowed}"
+            yield f"unknown key {name} (value {value!r}){did_you_mean(key, known)}; allowed: {allowed}"
         elif is_dataclass(known[key].default_factory):
             if isinstance(value, dict):
                 yield from _assign(config[key], known[key].default_factory, value, f"{name}.")

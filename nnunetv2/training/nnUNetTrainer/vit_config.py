@@ -53,7 +53,7 @@ class ViTModelConfig:
             return
         for key, value in self.decoder.items() if factory.is_known else ():
             if key not in factory.options:
-                hint = did_you_mean(key, list(factory.options))
+                hint = did_you_mean(key, factory.options)
                 allowed = ", ".join(factory.options)
                 yield f"unknown key model.decoder.{key} (value {value!r}){hint}; allowed: {allowed}"
             elif expected := misfit(value, factory.options[key]):
