@@ -10,8 +10,12 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from dinov3.models.timm_dinov3 import has_query_bias, is_dinov3, match_reference
+from dinov3.weights.fitting import Fit, fit_weights
+from dinov3.weights.hub import download_hub_weights
+from dinov3.weights.layouts import read_weights
 from nnunetv2.model.backbone_families import (
     FAMILIES,
+    NO_WEIGHTS_REMEDY,
     TIMM_PREFIX,
     TINY,
     BackboneFamily,
@@ -21,7 +25,6 @@ from nnunetv2.model.backbone_families import (
     get_family,
 )
 from nnunetv2.model.upsample import ProgressiveUpsampler
-from nnunetv2.model.weights import check_fit, convert_to_timm, download_hub_weights, read_state_dict
 
 __all__ = [
     "FAMILIES",
@@ -29,7 +32,7 @@ __all__ = [
     "ProgressiveUpsampler",
     "create_backbone",
     "find_pretrained_weights",
-    "fit_weights",
+    "fit_file",
     "get_vit_features",
     "load_backbone_weights",
     "load_pretrained_weights",
@@ -133,53 +136,39 @@ def timm_statistics(name: str) -> Statistics:
 
 def query_bias_in_file(path: str | Path) -> bool:
     """Whether a file of DINOv3 weights holds a query or value bias other than zero."""
-    return has_query_bias(read_state_dict(path))
+    file = read_weights(path)
+    return file.layout.rotary is not False and has_query_bias(file.tensors)
 
 
-def load_backbone_weights(model: nn.Module, path: str | Path) -> None:
+def load_backbone_weights(model: nn.Module, path: str | Path) -> str:
     """Load a file of weights into a backbone, also into one that already carries LoRA.
 
     Args:
         model: a backbone made by `create_backbone`.
-        path: a file in timm's layout, or an official DINOv3 or DINOv2 file.
-
-    Raises:
-        ValueError: the file cannot be read, or does not fill the model tensor by tensor.
-    """
-    state = fit_weights(model, path)
-    model.load_state_dict(state, strict=False)  # `fit_weights` has been stricter
-    logger.info("loaded %d tensors of the backbone from %s", len(state), path)
-
-
-def fit_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
-    """Read a file of weights and fit it to a backbone, which may be on the `meta` device.
+        path: a file in any layout of `dinov3.weights.layouts`.
 
     Returns:
-        The model's own names to tensors.
+        How many tensors were loaded, from which layout, and what was done to them.
 
     Raises:
         ValueError: the file cannot be read, or does not fill the model tensor by tensor.
     """
-    own = model.state_dict()
-    own_names = {_without_lora(name): name for name in own if "lora_" not in name}
-    expected = {plain: own[name] for plain, name in own_names.items()}
-    raw = read_state_dict(path)
-    if is_dinov3(model) and model.blocks[0].attn.q_bias is None and has_query_bias(raw):
-        raise ValueError(f"{path} holds a query bias, which this backbone was built without")
-    try:
-        state = convert_to_timm(raw, model)
-    except (ValueError, RuntimeError, AttributeError) as error:  # what timm's filters raise on a file of another model
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} does not fit the backbone: {reason}") from error
-    check_fit(state, expected, str(path))
-    return {own_names[name]: value for name, value in state.items() if name in own_names}
+    fit = fit_file(model, path)
+    model.load_state_dict(fit.tensors, strict=False)  # `fit_weights` has been stricter
+    logger.info("%s", fit.report)
+    return fit.report
 
 
-def _without_lora(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+def fit_file(model: nn.Module, path: str | Path) -> Fit:
+    """Read a file of weights and fit it to a backbone, which may be on the `meta` device.
+
+    Raises:
+        ValueError: the file cannot be read, or does not fill the model tensor by tensor.
+    """
+    return fit_weights(read_weights(path), model)
 
 
-def load_pretrained_weights(model: nn.Module, model_name: str, model_size: str) -> None:
+def load_pretrained_weights(model: nn.Module, model_name: str, model_size: str) -> str:
     """Load timm's hub copy of the pretrained weights into a backbone.
 
     Args:
@@ -187,10 +176,13 @@ def load_pretrained_weights(model: nn.Module, model_name: str, model_size: str) 
         model_name: its family, or `timm:<name>`.
         model_size: its size.
 
+    Returns:
+        What `load_backbone_weights` returns.
+
     Raises:
         ValueError: there is no hub copy, or it cannot be had within seconds.
     """
-    load_backbone_weights(model, find_pretrained_weights(model_name, model_size))
+    return load_backbone_weights(model, find_pretrained_weights(model_name, model_size))
 
 
 def find_pretrained_weights(model_name: str, model_size: str) -> Path:
@@ -199,15 +191,22 @@ def find_pretrained_weights(model_name: str, model_size: str) -> Path:
     Raises:
         ValueError: there is no hub copy, or it cannot be had within seconds.
     """
-    if model_name.startswith(TIMM_PREFIX):
-        return download_hub_weights(model_name.removeprefix(TIMM_PREFIX))
-    family = get_family(model_name)
-    if not family.has_hub_weights(model_size):
-        raise ValueError(
-            f"there are no pretrained weights of {model_name} {model_size} to download: pass a file as "
-            "model.checkpoint_path, or model.pretrained=false for random weights"
-        )
-    return download_hub_weights(family.timm_names[model_size])
+    try:
+        return download_hub_weights(_hub_repository(model_name, model_size))
+    except ValueError as error:
+        raise ValueError(f"{error}: {NO_WEIGHTS_REMEDY}") from error
+
+
+def _hub_repository(model_name: str, model_size: str) -> str:
+    if not model_name.startswith(TIMM_PREFIX):
+        return get_family(model_name).hub_repository(model_size)
+    timm_name = model_name.removeprefix(TIMM_PREFIX)
+    config = timm.get_pretrained_cfg(timm_name)
+    if config is None or not config.hf_hub_id:
+        raise ValueError(f"timm has no pretrained weights of {timm_name}")
+    # timm writes `timm/` for `timm/<name of the model with its tag>`
+    full_name = ".".join(filter(None, (config.architecture, config.tag)))
+    return config.hf_hub_id + full_name if config.hf_hub_id.endswith("/") else config.hf_hub_id
 
 
 def get_vit_features(

@@ -22,6 +22,8 @@ class Statistics:
 
 IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+NO_WEIGHTS_REMEDY = "set model.checkpoint_path to a local file, or model.pretrained=false for random weights"
+
 # Means and standard deviations per modality, as VisionFM's own code gives them (rounded to four decimals).
 VISIONFM_MODALITIES = {
     "fundus": Statistics((0.4237, 0.2609, 0.1284), (0.2948, 0.2017, 0.1367)),
@@ -62,9 +64,15 @@ class BackboneFamily:
         """The sizes that can be asked for, `tiny` first."""
         return [TINY, *self.timm_names]
 
-    def has_hub_weights(self, size: str) -> bool:
-        """Whether timm's hub holds pretrained weights of this size; `tiny` exists only with random weights."""
-        return self.on_hub and size != TINY
+    def hub_repository(self, size: str) -> str:
+        """The repository of timm's copy of the pretrained weights on the Hugging Face hub.
+
+        Raises:
+            ValueError: there is none; `tiny` exists only with random weights.
+        """
+        if not self.on_hub or size == TINY:
+            raise ValueError(f"there are no pretrained weights of this backbone in size {size!r} to download")
+        return f"timm/{self.timm_names[size]}"
 
 
 # A LayerScale of 1 instead of 1e-5: a tiny network starts from random weights and has to learn from the first step.
@@ -81,7 +89,7 @@ FAMILIES: dict[str, BackboneFamily] = {
             "7b": "vit_7b_patch16_dinov3.lvd1689m",
         },
         patch_size=16,
-        weights="timm's hub copies, or Meta's official .pth files",
+        weights="timm's hub copies; files of Meta, Hugging Face and MedDINOv3",
         licence="DINOv3 License",
         on_hub=True,
         tiny=TINY_WITH_LAYER_SCALE,
@@ -98,7 +106,7 @@ FAMILIES: dict[str, BackboneFamily] = {
             "giant_reg": "vit_giant_patch14_reg4_dinov2.lvd142m",
         },
         patch_size=14,
-        weights="timm's hub copies, or Meta's official .pth files",
+        weights="timm's hub copies; files of Meta and Hugging Face",
         licence="Apache-2.0",
         on_hub=True,
         tiny=TINY_WITH_LAYER_SCALE,
@@ -106,14 +114,22 @@ FAMILIES: dict[str, BackboneFamily] = {
     "retfound": BackboneFamily(
         timm_names={"large": "vit_large_patch16_224.mae"},
         patch_size=16,
-        weights="the RETFound (MAE) file from its authors; access is granted on request",
+        weights="the RETFound (MAE) file of its authors; access is granted on request",
         licence="CC BY-NC 4.0",
         on_hub=False,
+    ),
+    "retfound_dinov2": BackboneFamily(
+        timm_names={"large": "vit_large_patch14_dinov2.lvd142m"},
+        patch_size=14,
+        weights="the RETFound (DINOv2) files of its authors; access is granted on request",
+        licence="CC BY-NC 4.0",
+        on_hub=False,
+        tiny=TINY_WITH_LAYER_SCALE,
     ),
     "visionfm": BackboneFamily(
         timm_names={"base": "vit_base_patch16_224.mae"},
         patch_size=16,
-        weights="the VisionFM file of the modality from its authors",
+        weights="the VisionFM file of the modality, of its authors",
         licence="CC BY-NC 4.0",
         on_hub=False,
         statistics=VISIONFM_MODALITIES,

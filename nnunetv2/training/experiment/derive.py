@@ -10,7 +10,7 @@ import torch
 from nnunetv2.model.backbone import (
     create_backbone,
     find_pretrained_weights,
-    fit_weights,
+    fit_file,
     query_bias_in_file,
     timm_statistics,
     weights_follow,
@@ -179,6 +179,6 @@ def check_pretrained_weights(planar: dict[str, Any]) -> None:
             backbone, _, _ = create_backbone(
                 name, size, in_chans=len(planar["normalization_schemes"]), query_bias=keywords["query_bias"]
             )
-        fit_weights(backbone, path)
+        fit_file(backbone, path)
     except ValueError as error:
         raise ExperimentError(str(error)) from error

@@ -131,11 +131,10 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         backbone = self.plain_network.backbone
         if self.local_rank == 0:
             if model.checkpoint_path:
-                load_backbone_weights(backbone, model.checkpoint_path)
-                self.print_to_log_file(f"Backbone weights loaded from {model.checkpoint_path}")
+                self.print_to_log_file(f"Loaded {load_backbone_weights(backbone, model.checkpoint_path)}")
             elif model.pretrained:
-                load_pretrained_weights(backbone, model.backbone, model.backbone_size)
-                self.print_to_log_file(f"Pretrained weights of {model.backbone} {model.backbone_size} loaded")
+                report = load_pretrained_weights(backbone, model.backbone, model.backbone_size)
+                self.print_to_log_file(f"Loaded {report}")
             else:
                 self.print_to_log_file("WARNING: the backbone starts from random weights (model.pretrained is false)")
         if self.is_ddp:  # one process reads or downloads, the others get its tensors

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Optional
 
-from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX, check_backbone, did_you_mean, get_family
+from nnunetv2.model.backbone_families import (
+    FAMILIES,
+    NO_WEIGHTS_REMEDY,
+    TIMM_PREFIX,
+    check_backbone,
+    did_you_mean,
+    get_family,
+)
 from nnunetv2.training.experiment.decoder_options import misfit, read_factory
 from nnunetv2.training.experiment.schema import Rule, above, at_least, one_of, option, within
 
@@ -70,17 +77,17 @@ class ViTModelConfig:
             yield f"model.input_norm={self.input_norm}: no such statistics of {self.backbone}; allowed: {allowed}"
 
     def weight_problems(self) -> Iterator[str]:
-        """Yield why a new training cannot have its pretrained weights, as far as it shows without loading them."""
+        """Yield why a new training cannot have its pretrained weights, as far as it shows without torch and timm."""
         if self.checkpoint_path:
             if not Path(self.checkpoint_path).expanduser().is_file():
                 yield f"model.checkpoint_path: no such file: {self.checkpoint_path!r}"
         elif self.pretrained and not self.backbone.startswith(TIMM_PREFIX):
-            family = get_family(self.backbone)
-            if not family.has_hub_weights(self.backbone_size):
-                yield (
-                    f"model.pretrained is true, but there are no weights of {self.backbone} {self.backbone_size} to "
-                    "download: set model.checkpoint_path to a file, or model.pretrained=false for random weights"
-                )
+            from dinov3.weights.hub import require_hub_weights  # the hub's client takes longer to load than the rest
+
+            try:
+                require_hub_weights(get_family(self.backbone).hub_repository(self.backbone_size))
+            except ValueError as error:
+                yield f"model.pretrained is true, but {error}: {NO_WEIGHTS_REMEDY}"
 
 
 @dataclass

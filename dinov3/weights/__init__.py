@@ -1,0 +1,1 @@
+"""Pretrained weights of every origin: read a file safely, recognise its layout, fit it to a timm ViT."""

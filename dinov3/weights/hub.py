@@ -1,0 +1,45 @@
+"""timm's copies of pretrained weights on the Hugging Face hub. Nothing heavy is imported here."""
+
+from pathlib import Path
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+HUB_FILE = "model.safetensors"
+HUB_TIMEOUT_SECONDS = 3
+
+
+def require_hub_weights(repository: str) -> None:
+    """Check that a repository's weights are in the cache, or that the hub answers for them within seconds.
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(try_to_load_from_cache(repository, HUB_FILE), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, HUB_FILE), timeout=HUB_TIMEOUT_SECONDS)
+    except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
+        raise ValueError(_not_to_be_had(repository, error)) from error
+
+
+def download_hub_weights(repository: str) -> Path:
+    """Return the local path of a repository's weights, downloading them where they are not in the cache.
+
+    Raises:
+        ValueError: they are not in the cache, and the hub does not answer within seconds or the download breaks off.
+    """
+    cached = try_to_load_from_cache(repository, HUB_FILE)
+    if isinstance(cached, str):
+        return Path(cached)
+    require_hub_weights(repository)
+    try:
+        return Path(hf_hub_download(repository, HUB_FILE))
+    except Exception as error:
+        raise ValueError(_not_to_be_had(repository, error)) from error
+
+
+def _not_to_be_had(repository: str, error: Exception) -> str:
+    return (
+        f"the pretrained weights of {repository} are not in the local cache and could not be downloaded "
+        f"({type(error).__name__})"
+    )
