@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from nnunetv2.model.backbone_families import FAMILIES
-from nnunetv2.training.experiment.decoder_options import read_factory
-from nnunetv2.training.experiment.schema import CONFIG_FOLDER, default_of, packaged_configs, type_text
+from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
+from nnunetv2.training.experiment.schema import default_of, packaged_configs, type_text
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 HEADER = "| key | default | allowed | what it is |"
@@ -64,8 +64,7 @@ def table(title: str, header: str, lines: Iterable[str]) -> str:
 
 def decoder_tables() -> Iterator[str]:
     """Yield a section per packaged decoder, with the keys of `model.decoder` that it reads."""
-    for path in sorted(CONFIG_FOLDER.parent.glob("model/model_*.py")):
-        module = f"nnunetv2.model.{path.stem}"
+    for module in packaged_decoders():
         lines = (f"| `model.decoder.{key}` | `{default}` |" for key, default in read_factory(module).options.items())
         yield table(f"`model.decoder` of `{module}`", "| key | default |", lines)
 

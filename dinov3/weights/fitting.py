@@ -108,20 +108,26 @@ def _choose_final_norm(state: dict[str, Tensor], expected: dict[str, Tensor]) ->
 
 def _check(converted: dict[str, Tensor], expected: dict[str, Tensor], file: WeightFile) -> None:
     optional = [end for end in MAY_BE_MISSING if not any(name.endswith(end) for name in converted)]
-    missing = [name for name in expected if name not in converted and not name.endswith(tuple(optional))]
-    unknown = [name for name in converted if name not in expected]
+    needed = {n: v for n, v in expected.items() if n in converted or not n.endswith(tuple(optional))}
+    problems = misfits(converted, needed)
+    if problems:
+        raise ValueError(f"{file.path} ({file}) does not fit the backbone: {'; '.join(problems)} (timm's names)")
+
+
+def misfits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Say why tensors are not those that are expected: which are missing, unknown or of another shape."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
     shapes = [
-        f"{name} is {tuple(converted[name].shape)} in the file and {tuple(expected[name].shape)} in the backbone"
+        f"{name} is {tuple(found[name].shape)} in the file, {tuple(expected[name].shape)} in the network"
         for name in expected
-        if name in converted and converted[name].shape != expected[name].shape
+        if name in found and found[name].shape != expected[name].shape
     ]
-    problems = [
+    return [
         f"{len(names)} {label}s, such as {names[0]}" if len(names) > 1 else f"1 {label}: {names[0]}"
         for label, names in (("missing tensor", missing), ("unknown tensor", unknown), ("other shape", shapes))
         if names
     ]
-    if problems:
-        raise ValueError(f"{file.path} ({file}) does not fit the backbone (timm's names): {'; '.join(problems)}")
 
 
 def _position_notes(state: dict[str, Tensor], converted: dict[str, Tensor]) -> list[str]:

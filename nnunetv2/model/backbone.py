@@ -23,6 +23,7 @@ from nnunetv2.model.backbone_families import (
     check_backbone,
     did_you_mean,
     get_family,
+    hub_repository,
 )
 from nnunetv2.model.upsample import ProgressiveUpsampler
 
@@ -199,7 +200,7 @@ def find_pretrained_weights(model_name: str, model_size: str) -> Path:
 
 def _hub_repository(model_name: str, model_size: str) -> str:
     if not model_name.startswith(TIMM_PREFIX):
-        return get_family(model_name).hub_repository(model_size)
+        return hub_repository(model_name, model_size)
     timm_name = model_name.removeprefix(TIMM_PREFIX)
     config = timm.get_pretrained_cfg(timm_name)
     if config is None or not config.hf_hub_id:

@@ -64,16 +64,6 @@ class BackboneFamily:
         """The sizes that can be asked for, `tiny` first."""
         return [TINY, *self.timm_names]
 
-    def hub_repository(self, size: str) -> str:
-        """The repository of timm's copy of the pretrained weights on the Hugging Face hub.
-
-        Raises:
-            ValueError: there is none; `tiny` exists only with random weights.
-        """
-        if not self.on_hub or size == TINY:
-            raise ValueError(f"there are no pretrained weights of this backbone in size {size!r} to download")
-        return f"timm/{self.timm_names[size]}"
-
 
 # A LayerScale of 1 instead of 1e-5: a tiny network starts from random weights and has to learn from the first step.
 TINY_WITH_LAYER_SCALE = {"embed_dim": 96, "depth": 4, "num_heads": 3, "init_values": 1.0}
@@ -153,6 +143,18 @@ def get_family(name: str) -> BackboneFamily:
         allowed = [*FAMILIES, TIMM_PREFIX + "<name>"]
         raise ValueError(f"unknown backbone {name!r}{did_you_mean(name, FAMILIES)}; allowed: {', '.join(allowed)}")
     return FAMILIES[name]
+
+
+def hub_repository(name: str, size: str) -> str:
+    """The repository of timm's copy of a family's pretrained weights on the Hugging Face hub.
+
+    Raises:
+        ValueError: there is none; `tiny` exists only with random weights.
+    """
+    family = get_family(name)
+    if not family.on_hub or size == TINY:
+        raise ValueError(f"there are no pretrained weights of {name} {size} to download")
+    return f"timm/{family.timm_names[size]}"
 
 
 def check_backbone(name: str, size: str) -> None:

@@ -134,6 +134,8 @@ def read_experiment(args: argparse.Namespace) -> Any:
     values = read_values(path, args.overrides)
     trainer = args.trainer_class_name or values.get("trainer") or DEFAULT_TRAINER
     config = build(schema_of(trainer), values, args.config)
+    if args.pretrained_weights is not None:
+        config.model.pretrained = False  # the hub's weights would be overwritten at once
     if not (args.c or args.val):
         refuse(config.model.weight_problems(), args.config)
     return config
@@ -203,10 +205,20 @@ def derive(args: argparse.Namespace, config: Any, plans: dict[str, Any], folder:
     Raises:
         ExperimentError: the network cannot be built, or the weights cannot be had or do not fit.
     """
-    from nnunetv2.training.experiment.derive import check_pretrained_weights, derive_plans
+    from nnunetv2.training.experiment.derive import (
+        build_on_meta,
+        check_pretrained_weights,
+        count_classes,
+        derive_plans,
+    )
+    from nnunetv2.training.experiment.former_training import check_former_training
 
-    derived = derive_plans(plans, args.configuration, read_dataset_json(folder), config, experiment_name(args))
-    check_pretrained_weights(resolve(derived, args.configuration))
+    dataset_json = read_dataset_json(folder)
+    derived = derive_plans(plans, args.configuration, dataset_json, config, experiment_name(args))
+    planar = resolve(derived, args.configuration)
+    check_pretrained_weights(planar)
+    if args.pretrained_weights is not None:
+        check_former_training(args.pretrained_weights, build_on_meta(planar, count_classes(derived, dataset_json)))
     return derived
 
 

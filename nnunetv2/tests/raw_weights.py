@@ -247,6 +247,13 @@ def timm_file(family: str) -> RawFile:
     return RawFile(family, dict(model.state_dict()), last_features)
 
 
+def timm_vit() -> RawFile:
+    """timm's own files have a classifier."""
+    model = randomize(create_backbone("timm:vit_tiny_patch16_224", "")[0])
+    content = {**model.state_dict(), **random_tensors("head.weight", "head.bias")}
+    return RawFile("timm:vit_tiny_patch16_224", content, lambda image: get_vit_features(model, image, [3])[0])
+
+
 # What is published: name for people, the file's name, the layout it is recognised as, its maker.
 ORIGINS = [
     Origin("DINOv3, Meta", "dinov3.pth", "DINOv3 (Meta)", meta_dinov3),
@@ -272,6 +279,7 @@ ORIGINS = [
         "DINOv2 giant, Hugging Face", "dinov2_giant.safetensors", "DINOv2 (Hugging Face)", hugging_face_giant_dinov2
     ),
     Origin("DINOv2, timm", "dinov2_timm.safetensors", "timm", lambda: timm_file("dinov2")),
+    Origin("ViT, timm", "vit.safetensors", "timm", timm_vit),
     Origin("RETFound (MAE)", "retfound.pth", "MAE (RETFound)", retfound_mae),
     Origin("RETFound (MAE), fine-tuned", "retfound_finetuned.pth", "timm", retfound_finetuned),
     Origin("RETFound (DINOv2)", "retfound_dinov2.pth", "DINOv2 (Meta)", retfound_dinov2),

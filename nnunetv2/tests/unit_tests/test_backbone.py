@@ -146,7 +146,7 @@ def test_registers_where_there_are_none_and_the_other_way_round(kept: str, other
     torch.save(create_backbone("dinov2", kept)[0].state_dict(), path)
     with torch.device("meta"):
         model = create_backbone("dinov2", other)[0]
-    with pytest.raises(ValueError, match=r"weights\.pth does not fit the backbone"):
+    with pytest.raises(ValueError, match=r"weights\.pth \(timm\) does not fit the backbone"):
         load_backbone_weights(model, path)
 
 

@@ -97,7 +97,7 @@ def test_overrides_and_own_files(tmp_path: Path):
         ("model.model_path=no.such.module", "module 'no.such.module' not found"),
         ("model.model_path=json", "has no function create_segmentation_model"),
         ("model.checkpoint_path=/no/file.pth", "no such file: '/no/file.pth'"),
-        ("model.pretrained=true", "there are no weights of dinov3 tiny to download"),
+        ("model.pretrained=true", "there are no pretrained weights of dinov3 tiny to download"),
         ("model.pretrained=maybe", "model.pretrained must be bool, found 'maybe'"),
         ("model.input_norm=zscore", "model.input_norm must be auto, none, backbone"),
         ("model.input_norm=backbone:oct", "no such statistics of dinov3; allowed: imagenet"),

@@ -5,6 +5,9 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+import nnunetv2
+
+MODEL_FOLDER = Path(nnunetv2.__path__[0]) / "model"
 FACTORY = "create_segmentation_model"
 # A factory that hands `**backbone_options` on has no other options than it names; any other `**name` may take all.
 BACKBONE_OPTIONS = "backbone_options"
@@ -62,6 +65,20 @@ def read_factory(model_path: str) -> Factory:
         if FACTORY in _bound_names(node):
             return Factory({}, is_known=False)
     raise ValueError(f"module {model_path!r} ({spec.origin}) has no function {FACTORY}")
+
+
+def packaged_decoders() -> list[str]:
+    """Dotted names of the modules of this package that have a factory."""
+    modules = [f"nnunetv2.model.{path.stem}" for path in sorted(MODEL_FOLDER.glob("*.py"))]
+    return [module for module in modules if _has_factory(module)]
+
+
+def _has_factory(module: str) -> bool:
+    try:
+        read_factory(module)
+    except ValueError:
+        return False
+    return True
 
 
 def misfit(value: object, default: str) -> str:

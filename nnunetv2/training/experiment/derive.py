@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nnunetv2.model.backbone import (
     create_backbone,
@@ -24,6 +25,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # nnU-Net's normalisations whose result lies in [0, 1]
 UNIT_RANGE_SCHEMES = ("RGBTo01Normalization", "RescaleTo01Normalization")
+# What a decoder, also one of the user's own, may raise on keywords that do not go together
+BUILD_ERRORS = (ValueError, TypeError, RuntimeError, AttributeError, pydoc.ErrorDuringImport)
 
 
 def derive_plans(
@@ -55,10 +58,15 @@ def derive_plans(
         derived["configurations"] = _derive_configurations(plans, config)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
-    num_classes = PlansManager(derived).get_label_manager(dataset_json).num_segmentation_heads
+    num_classes = count_classes(derived, dataset_json)
     for planar in derived["configurations"].values():
         _resolve_layers(planar, num_classes)
     return derived
+
+
+def count_classes(plans: dict[str, Any], dataset_json: dict) -> int:
+    """Number of channels that the network's logits have for a data set."""
+    return PlansManager(plans).get_label_manager(dataset_json).num_segmentation_heads
 
 
 def _derive_configurations(plans: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -138,20 +146,38 @@ def _per_channel(rgb: tuple[float, float, float], channels: int) -> list[float]:
     return [sum(rgb) / 3] if channels == 1 else [rgb[i % 3] for i in range(channels)]
 
 
-def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
-    """Build and run the network without memory, so that nothing impossible is written; note its feature layers."""
+def build_on_meta(planar: dict[str, Any], num_classes: int) -> nn.Module:
+    """Build the network of a derived configuration without memory for its weights.
+
+    Raises:
+        ExperimentError: it cannot be built.
+    """
     architecture = planar["architecture"]
     channels = len(planar["normalization_schemes"])
     try:
         factory = pydoc.locate(architecture["network_class_name"])
-        with torch.device("meta"), weights_follow(), torch.no_grad():
+        with torch.device("meta"), weights_follow():
             options = {"num_classes": num_classes, "input_channels": channels, "deep_supervision": False}
-            network = factory(**options, **architecture["arch_kwargs"]).to("meta")
-            logits = network.train()(torch.empty(1, channels, *planar["patch_size"]))
+            return factory(**options, **architecture["arch_kwargs"]).to("meta")
+    except BUILD_ERRORS as error:
+        raise _not_to_be_built(error) from error
+
+
+def _not_to_be_built(error: Exception) -> ExperimentError:
+    return ExperimentError(f"the network cannot be built as configured: {' '.join(str(error).split())}")
+
+
+def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
+    """Build and run the network without memory, so that nothing impossible is written; note its feature layers."""
+    architecture = planar["architecture"]
+    network = build_on_meta(planar, num_classes)
+    try:
+        with torch.no_grad():
+            images = torch.empty(1, len(planar["normalization_schemes"]), *planar["patch_size"], device="meta")
+            logits = network.train()(images)
         layers = list(network.feature_indices)
-    except (ValueError, TypeError, RuntimeError, AttributeError, pydoc.ErrorDuringImport) as error:
-        reason = " ".join(str(error).split())
-        raise ExperimentError(f"the network cannot be built as configured: {reason}") from error
+    except BUILD_ERRORS as error:
+        raise _not_to_be_built(error) from error
     if logits.shape != (1, num_classes, *planar["patch_size"]):
         raise ExperimentError(
             f"the network of {architecture['network_class_name']} gives logits of shape {tuple(logits.shape)}, "

@@ -136,7 +136,10 @@ class nnUNetTrainer_vit(nnUNetTrainer):
                 report = load_pretrained_weights(backbone, model.backbone, model.backbone_size)
                 self.print_to_log_file(f"Loaded {report}")
             else:
-                self.print_to_log_file("WARNING: the backbone starts from random weights (model.pretrained is false)")
+                self.print_to_log_file(
+                    "WARNING: model.pretrained is false: the backbone starts from random weights, or from those that "
+                    "-pretrained_weights names"
+                )
         if self.is_ddp:  # one process reads or downloads, the others get its tensors
             for tensor in backbone.state_dict().values():
                 dist.broadcast(tensor, src=0)

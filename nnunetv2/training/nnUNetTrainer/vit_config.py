@@ -12,6 +12,7 @@ from nnunetv2.model.backbone_families import (
     check_backbone,
     did_you_mean,
     get_family,
+    hub_repository,
 )
 from nnunetv2.training.experiment.decoder_options import misfit, read_factory
 from nnunetv2.training.experiment.schema import Rule, above, at_least, one_of, option, within
@@ -85,7 +86,7 @@ class ViTModelConfig:
             from dinov3.weights.hub import require_hub_weights  # the hub's client takes longer to load than the rest
 
             try:
-                require_hub_weights(get_family(self.backbone).hub_repository(self.backbone_size))
+                require_hub_weights(hub_repository(self.backbone, self.backbone_size))
             except ValueError as error:
                 yield f"model.pretrained is true, but {error}: {NO_WEIGHTS_REMEDY}"
 

@@ -1,0 +1,127 @@
+"""The command `nnUNetv2_vit_info`: what there is to choose from, and what a file of weights holds and fits."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
+from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
+from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.schema import find_config, packaged_configs, read_values
+
+if TYPE_CHECKING:
+    from dinov3.weights.layouts import WeightFile
+
+COMMAND = "nnUNetv2_vit_info"
+
+
+def run_info_entry(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: the command line without the command's name; by default that of the process.
+    """
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="List backbones, decoders and packaged configurations, or tell what a file of weights is.",
+    )
+    parser.add_argument("weights", nargs="?", help="a file of pretrained weights, or a checkpoint of nnU-Net")
+    args = parser.parse_args(arguments)
+    try:
+        lines = overview() if args.weights is None else describe(Path(args.weights).expanduser())
+        for line in lines:
+            print(line)
+    except ValueError as error:
+        print(f"{COMMAND}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def overview() -> Iterator[str]:
+    """Yield the lines of three tables: backbones, decoders, packaged configurations."""
+    backbones = [
+        (name, ", ".join(family.sizes), str(family.patch_size), family.licence, family.weights)
+        for name, family in FAMILIES.items()
+    ]
+    backbones.append((f"{TIMM_PREFIX}<name>", "-", "-", "its page on the hub", "timm's hub copies"))
+    yield from table(("model.backbone", "model.backbone_size", "patch", "licence of the weights", "weights"), backbones)
+    decoders = [(module, ", ".join(read_factory(module).options)) for module in packaged_decoders()]
+    yield from table(("model.model_path", "model.decoder"), decoders)
+    configs = [(name, *_config_row(name)) for name in packaged_configs()]
+    yield from table(("--config", "trainer", "decoder", "backbone", "mode"), configs)
+
+
+def _config_row(name: str) -> tuple[str, str, str, str]:
+    values = read_values(find_config(name))
+    model = values.get("model", {})
+    lora = values.get("lora", {}).get("enabled", False)
+    mode = "lora" if lora else "frozen" if model.get("freeze_backbone", True) else "full"
+    decoder = str(model.get("model_path", "")).rpartition(".")[2].removeprefix("model_")
+    return values.get("trainer", ""), decoder, f"{model.get('backbone')} {model.get('backbone_size')}", mode
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table with aligned columns, and an empty line."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, ["-" * width for width in widths], *rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield ""
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Yield what a file of weights holds, and for which backbones.
+
+    Raises:
+        ValueError: it cannot be read, or is neither the weights of a ViT nor a checkpoint of nnU-Net.
+    """
+    from dinov3.weights.layouts import read_weights
+    from nnunetv2.training.experiment.former_training import read_former_training
+
+    try:
+        yield from _describe_former_training(path, read_former_training(path))
+        return
+    except ExperimentError:
+        file = read_weights(path)
+    count = sum(tensor.numel() for tensor in file.tensors.values())
+    yield f"{path}: {file}, {len(file.tensors)} tensors, {count / 1e6:.1f} million numbers"
+    yield ""
+    yield from _where_it_fits(file)
+
+
+def _describe_former_training(path: Path, checkpoint: dict) -> Iterator[str]:
+    weights = checkpoint["network_weights"]
+    plans = checkpoint["init_args"]["plans"]["plans_name"]
+    yield f"{path}: checkpoint of nnU-Net, trainer {checkpoint['trainer_name']}, plans {plans}, {len(weights)} tensors"
+    yield f"epoch {checkpoint['current_epoch']}; to start another training from it: -pretrained_weights {path}"
+
+
+def _where_it_fits(file: "WeightFile") -> Iterator[str]:
+    import torch
+
+    from dinov3.models.timm_dinov3 import has_query_bias
+    from dinov3.weights.fitting import fit_weights
+    from nnunetv2.model.backbone import create_backbone, weights_follow
+
+    query_bias = file.layout.rotary is not False and has_query_bias(file.tensors)
+    refusals: dict[str, list[str]] = {}
+    fits = 0
+    for name, size in ((name, size) for name, family in FAMILIES.items() for size in family.sizes):
+        with torch.device("meta"), weights_follow():
+            backbone, _, _ = create_backbone(name, size, query_bias=query_bias)
+        try:
+            report = fit_weights(file, backbone).report
+        except ValueError as error:
+            reason = str(error).rpartition("does not fit the backbone")[2].lstrip(": ")
+            refusals.setdefault(reason, []).append(f"{name} {size}")
+            continue
+        fits += 1
+        yield f"fits: model.backbone={name} model.backbone_size={size} model.checkpoint_path={file.path}"
+        yield f"      {report}"
+    if not fits:
+        yield f"fits no backbone of the table ({TIMM_PREFIX}<name> was not tried):"
+        yield from (f"  {', '.join(names)}: {reason}" for reason, names in refusals.items())
+
+
+if __name__ == "__main__":
+    run_info_entry()

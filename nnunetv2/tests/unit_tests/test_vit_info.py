@@ -1,0 +1,70 @@
+"""The command `nnUNetv2_vit_info`: the tables, and what it tells about files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from raw_weights import meddinov3, meta_dinov3, origin
+
+from nnunetv2.model.backbone_families import FAMILIES
+from nnunetv2.run.vit_info import run_info_entry
+from nnunetv2.training.experiment.decoder_options import packaged_decoders
+from nnunetv2.training.experiment.schema import packaged_configs
+
+
+def test_the_tables_name_everything_there_is(capsys):
+    run_info_entry([])
+    text = capsys.readouterr().out
+    first_words = {line.split()[0] for line in text.splitlines() if line}
+    assert {*FAMILIES, *packaged_decoders(), *packaged_configs()} <= first_words
+    for family in FAMILIES.values():
+        assert ", ".join(family.sizes) in text and family.licence in text
+    assert "hidden_size" in text and "lora" in text
+    assert packaged_decoders() == ["nnunetv2.model.model", "nnunetv2.model.model_upernet"]
+
+
+def test_a_file_is_told_with_all_backbones_that_it_fits(capsys, tmp_path: Path):
+    path = origin("RETFound (DINOv2)").make().save(tmp_path / "weights.pth")
+    run_info_entry([str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{path}: DINOv2 (Meta), under 'teacher', 62 tensors")
+    fits = [line for line in lines if line.startswith("fits: ")]
+    assert [line.split()[1:3] for line in fits] == [
+        [f"model.backbone={name}", "model.backbone_size=tiny"] for name in ("dinov2", "retfound_dinov2")
+    ]
+    assert all(f"model.checkpoint_path={path}" in line for line in fits)
+
+
+def test_a_query_bias_is_no_obstacle(capsys, tmp_path: Path):
+    run_info_entry([str(meta_dinov3(bias=True).save(tmp_path / "weights.pth"))])
+    assert "67 of 67 tensors" in capsys.readouterr().out
+
+
+def test_a_file_that_fits_nowhere_is_told_why(capsys, tmp_path: Path):
+    raw = meddinov3()
+    raw.content["teacher"].pop("backbone.blocks.3.norm1.weight")
+    run_info_entry([str(raw.save(tmp_path / "weights.pth"))])
+    text = capsys.readouterr().out
+    assert "fits no backbone of the table" in text and "fits: " not in text
+    assert "dinov3 tiny: 1 missing tensor: blocks.3.norm1.weight" in text
+    assert "dinov2 large, " in text and "these are not the weights of a ViT with position embeddings" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "weight file not found"),
+        ({"w": torch.zeros(1)}, "does not hold the weights of a ViT in a known layout"),
+        ([1], "it is a list"),
+    ],
+)
+def test_what_is_no_file_of_weights_ends_in_one_sentence(content, told: str, capsys, tmp_path: Path):
+    path = tmp_path / "weights.pth"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(SystemExit) as stop:
+        run_info_entry([str(path)])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.out == ""
+    assert captured.err.startswith("nnUNetv2_vit_info: error: ") and told in captured.err
+    assert len(captured.err.splitlines()) == 1
