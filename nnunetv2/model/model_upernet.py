@@ -100,11 +100,12 @@ class UperNetSegmentationModel(ViTSegmentationModel):
         **backbone_options: Any,
     ) -> None:
         super().__init__(num_classes, **backbone_options)
-        if hidden_size < 2 or not pool_scales or min(pool_scales) < 1 or not 0 <= decoder_dropout < 1:
-            raise ValueError(
-                f"UperNet needs hidden_size >= 2 (got {hidden_size}), pool_scales of at least 1 (got "
-                f"{list(pool_scales)}) and decoder_dropout in [0, 1) (got {decoder_dropout})"
-            )
+        if hidden_size < 2:
+            raise ValueError(f"UperNet's hidden_size must be at least 2, found {hidden_size}")
+        if not pool_scales or min(pool_scales) < 1:
+            raise ValueError(f"UperNet's pool_scales must be at least 1 each, found {list(pool_scales)}")
+        if not 0 <= decoder_dropout < 1:
+            raise ValueError(f"UperNet's decoder_dropout must be in [0, 1), found {decoder_dropout}")
         levels = len(self.feature_indices)
         self.decode_head = UperNetHead([self.embed_dim] * levels, hidden_size, pool_scales)
         self.upsampler: ProgressiveUpsampleDecoder | None = None

@@ -4,11 +4,12 @@ Torch is loaded inside the functions: `--help` and a wrong configuration are ans
 """
 
 import argparse
+import errno
 import multiprocessing
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.arguments import DEVICES
@@ -37,6 +38,8 @@ from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 if TYPE_CHECKING:
     import torch
 
+# What nnU-Net's own writing ends in on a full, a read-only or a foreign disk
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 SCHEMAS = (ViTnnUNetConfig,)
 DEFAULT_TRAINER = "nnUNetTrainer_vit"
 # As nnU-Net sets them when it is run as a script. They must be set before NumPy and torch are loaded.
@@ -55,8 +58,16 @@ def run_command(command: str, args: argparse.Namespace) -> None:
     try:
         train(args)
     except ExperimentError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(command, str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _refuse(command, f"cannot write {error.filename or 'a file'}: {error.strerror}; checkpoints are as they were")
+
+
+def _refuse(command: str, message: str) -> NoReturn:
+    print(f"{command}: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -250,8 +261,13 @@ def check_checkpoint(folder: Path, args: argparse.Namespace) -> None:
     """Check that there is a training to continue or to validate.
 
     Raises:
-        ExperimentError: names the checkpoint that is missing.
+        ExperimentError: names the checkpoint that is missing or damaged.
     """
+    from nnunetv2.training.experiment.former_training import read_former_training
+
     names = ["checkpoint_final.pth"] if args.val else [f"checkpoint_{n}.pth" for n in ("final", "latest", "best")]
-    if not any((folder / name).is_file() for name in names):
-        raise ExperimentError(f"{'--val' if args.val else '--c'}: no {' or '.join(names)} in {folder}")
+    flag = "--val" if args.val else "--c"
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        raise ExperimentError(f"{flag}: no {' or '.join(names)} in {folder}")
+    read_former_training(found[0], flag)

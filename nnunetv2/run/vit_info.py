@@ -79,7 +79,7 @@ def describe(path: Path) -> Iterator[str]:
     from nnunetv2.training.experiment.former_training import read_former_training
 
     try:
-        yield from _describe_former_training(path, read_former_training(path))
+        yield from _describe_former_training(path, read_former_training(path, COMMAND))
         return
     except ExperimentError:
         file = read_weights(path)

@@ -1,12 +1,16 @@
 """What a user can get wrong on the command line: one sentence, exit code 2, nothing written."""
 
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from dinov3.weights.reading import read_checkpoint
 from nnunetv2.model.backbone import create_backbone
 
 ID = "900"
@@ -14,7 +18,7 @@ ID = "900"
 
 def snapshot(place) -> dict[Path, float]:
     files = [p for folder in (place.preprocessed, place.results) for p in folder.rglob("*")]
-    return {path: path.stat().st_mtime for path in files}
+    return {path: path.stat().st_mtime if path.is_file() else 0.0 for path in files}
 
 
 def last_line_of_refusal(place, *arguments: object) -> str:
@@ -30,23 +34,118 @@ CONFIG = ("--config", "tiny.yaml", "-device", "cpu")
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "configuration 'wrong.yaml' not found"),
+        ("", "wrong.yaml is empty"),
+        ("model: [unclosed", "cannot read wrong.yaml as YAML"),
+        ("model: {backbone: ${nothing}}", "cannot read wrong.yaml as YAML"),
+        ("- model\n- train", "wrong.yaml must hold a mapping of keys to values, found ListConfig"),
+        ("just a sentence", "unknown key just a sentence (value None); allowed: trainer, model, lora, train"),
+        ("modle: {backbone: dinov3}", "unknown key modle (value {'backbone': 'dinov3'}) (did you mean 'model'?)"),
+        ("model: {bakbone: dinov3}", "unknown key model.bakbone (value 'dinov3') (did you mean 'backbone'?)"),
+        ("lora: {rank: 4}", "unknown key lora.rank (value 4); allowed: lora.enabled, lora.r"),
+        ("train: {epochs: 4}", "unknown key train.epochs (value 4) (did you mean 'num_epochs'?)"),
+        ("train: 5", "train must be a mapping, found 5"),
+    ],
+)
+def test_wrong_files(workplace, text: str | None, told: str):
+    path = workplace.root / "wrong.yaml"
+    path.unlink(missing_ok=True)
+    if text is not None:
+        path.write_text(text)
+    assert told in last_line_of_refusal(workplace, ID, "2d", "0", "--config", "wrong.yaml", "-device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.num_epochs", "override 'train.num_epochs' is not of the form key=value"),
+        ("=3", "override '=3' is not of the form key=value"),
+        (
+            "model.decoder.hidden_sise=8",
+            "unknown key model.decoder.hidden_sise (value 8) (did you mean 'hidden_size'?)",
+        ),
+        ("model.decoder.hidden_size=wide", "model.decoder.hidden_size must be int, found 'wide'"),
+        ("model.decoder.hidden_size=0", "UperNet's hidden_size must be at least 2, found 0"),
+        ("model.decoder.decoder_dropout=2", "UperNet's decoder_dropout must be in [0, 1), found 2"),
+        ("model.decoder.pool_scales=[0]", "UperNet's pool_scales must be at least 1 each, found [0]"),
+        ("model.backbone=dinov4", "unknown backbone 'dinov4' (did you mean 'dinov3'?); allowed: dinov3, dinov2"),
+        ("model.backbone_size=huge", "dinov3 has no size 'huge' (did you mean 'huge_plus'?); allowed: tiny, small"),
+        ("model.backbone_size=giant", "dinov3 has no size 'giant'; allowed: tiny, small"),
+        ("model.backbone=timm:resnet18", "timm cannot build 'resnet18' as a ViT"),
+        ("model.backbone=timm:vit_smal_patch16_224", "timm has no model 'vit_smal_patch16_224' (did you mean"),
+        ("model.model_path=no.module", "module 'no.module' not found"),
+        ("model.model_path=json", "has no function create_segmentation_model"),
+        ("model.freeze_backbone=1", "model.freeze_backbone must be bool, found 1"),
+        ("model.out_layers=[3,1]", "model.out_layers must be ascending numbers from 0, found [3, 1]"),
+        ("model.out_layers=[0,1,2,9]", "out_layers [0, 1, 2, 9] must be ascending block indices from 0 to 3"),
+        ("model.input_norm=zscore", "model.input_norm must be auto, none, backbone"),
+        ("model.input_norm=auto:oct", "no such statistics of dinov3; allowed: imagenet"),
+        ("train.optimizer=adam", "train.optimizer must be sgd, adamw, found 'adam'"),
+        ("train.schedule=step", "train.schedule must be poly, cosine, onecycle, found 'step'"),
+        ("train.precision=fp16", "train.precision must be float32, float16, bfloat16, found 'fp16'"),
+        ("train.initial_lr=-0.1", "train.initial_lr must be above 0, found -0.1"),
+        ("train.initial_lr=fast", "train.initial_lr must be float or null, found 'fast'"),
+        ("train.weight_decay=-1", "train.weight_decay must be at least 0, found -1"),
+        ("train.gradient_clip=0", "train.gradient_clip must be above 0, found 0"),
+        ("train.num_epochs=0", "train.num_epochs must be at least 1, found 0"),
+        ("train.num_iterations_per_epoch=-5", "train.num_iterations_per_epoch must be at least 1, found -5"),
+        ("train.batch_size=0", "train.batch_size must be at least 1, found 0"),
+        ("train.save_every=0", "train.save_every must be at least 1, found 0"),
+        ("train.seed=-1", "train.seed must be at least 0, found -1"),
+        ("train.patch_size=[64,64,64]", "train.patch_size must be two positive numbers, [height, width], found"),
+        ("train.patch_size=[15,64]", "train.patch_size must be at least one ViT patch (16 × 16), found [15, 64]"),
+        ("train.patch_size=64", "train.patch_size must be list of int or null, found 64"),
+        ("lora.r=0", "lora.r must be at least 1, found 0"),
+        ("lora.target_modules=[]", "lora.target_modules must be not empty, found []"),
+        ("lora.lora_dropout=1", "lora.lora_dropout must be in [0, 1), found 1"),
+        ("model.checkpoint_path=none.pth", "model.checkpoint_path: no such file: 'none.pth'"),
+        ("model.pretrained=true", "there are no pretrained weights of dinov3 tiny to download"),
+    ],
+)
+def test_wrong_values(workplace, override: str, told: str):
+    assert told in last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.backbone=retfound", "model.backbone_size=large"], "no pretrained weights of retfound large"),
+        (["model.backbone=retfound_dinov2", "model.backbone_size=large"], "no pretrained weights of retfound_dinov2"),
+        (["model.backbone=visionfm", "model.backbone_size=base"], "no pretrained weights of visionfm base"),
+        (["model.backbone_size=small"], "the pretrained weights of timm/vit_small_patch16_dinov3.lvd1689m are not in"),
+        (["model.backbone=timm:vit_tiny_patch16_224"], "the pretrained weights of timm/vit_tiny_patch16_224"),
+    ],
+)
+def test_weights_that_are_not_there(workplace, overrides: list[str], told: str):
+    message = last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, "model.pretrained=true", *overrides)
+    assert told in message and "model.checkpoint_path" in message and "model.pretrained=false" in message
+
+
+def test_lora_targets_that_match_nothing(workplace):
+    message = last_line_of_refusal(
+        workplace, ID, "2d", "0", *CONFIG, "lora.enabled=true", "lora.target_modules=[query]"
+    )
+    assert "LoRA targets ['query'] match no layer of the blocks; allowed: ['fc1', 'fc2', 'proj', 'qkv']" in message
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ((ID, "2d", "0"), "a new training needs --config"),
         ((ID, "2d", "0", "--name", "x"), "a new training needs --config"),
-        ((ID, "2d", "0", "--config", "nothing.yaml"), "configuration 'nothing.yaml' not found"),
-        ((ID, "2d", "0", *CONFIG, "model.backbone=dinov4"), "unknown backbone 'dinov4'"),
-        ((ID, "2d", "0", *CONFIG, "model.backbone_size=huge"), "dinov3 has no size 'huge'"),
-        ((ID, "2d", "0", *CONFIG, "model.model_path=no.module"), "module 'no.module' not found"),
-        ((ID, "2d", "0", *CONFIG, "train.epochs=3"), "unknown key train.epochs"),
-        ((ID, "2d", "0", *CONFIG, "model.backbone=timm:resnet18"), "timm cannot build 'resnet18'"),
-        ((ID, "2d", "0", *CONFIG, "lora.enabled=true", "lora.target_modules=[query]"), "match no layer"),
-        ((ID, "2d", "0", *CONFIG, "model.pretrained=true", "model.backbone_size=small"), "model.pretrained=false"),
+        ((ID, "2d", "0", "--config", "upernett"), "configuration 'upernett' not found (did you mean 'upernet'?)"),
+        ((ID, "2d", "0", "--config", "."), "configuration '.' not found"),
         ((ID, "2d", "0", *CONFIG, "--name", "a__b"), "experiment name 'a__b' is not allowed"),
-        ((ID, "3d_fullres", "0", *CONFIG), "does not exist in the plans 'nnUNetPlans'"),
+        ((ID, "2d", "0", *CONFIG, "--name", "a/b"), "experiment name 'a/b' is not allowed"),
+        ((ID, "2d", "0", *CONFIG, "--name", ""), "experiment name '' is not allowed"),
+        ((ID, "3d_fullres", "0", *CONFIG), "configuration '3d_fullres' does not exist in the plans 'nnUNetPlans'"),
+        ((ID, "2e", "0", *CONFIG), "configuration '2e' does not exist in the plans 'nnUNetPlans'"),
         (("901", "2d", "0", *CONFIG), "no data set matches '901'; existing: Dataset900_DemoFundus"),
         (("Dataset9_X", "2d", "0", *CONFIG), "no data set matches 'Dataset9_X'"),
         ((ID, "2d", "7", *CONFIG), "fold '7' is not in the split"),
+        ((ID, "2d", "-1", *CONFIG), "fold '-1' is not in the split"),
         ((ID, "2d", "first", *CONFIG), "fold 'first' is not in the split"),
         ((ID, "2d", "0", *CONFIG, "-p", "nnUNetResEncUNetLPlans"), "plans 'nnUNetResEncUNetLPlans' not found"),
         ((ID, "2d", "0", *CONFIG, "-tr", "nnUNetTrainer"), "'nnUNetTrainer' is no trainer for experiments"),
@@ -54,14 +153,22 @@ CONFIG = ("--config", "tiny.yaml", "-device", "cpu")
         ((ID, "2d", "0", "--name", "x", "--c", "train.seed=1"), "'train.seed=1' overrides nothing"),
         ((ID, "2d", "0", *CONFIG, "--c", "--val"), "--c and --val exclude each other"),
         ((ID, "2d", "0", *CONFIG, "--name", "never", "--c"), "plans 'nnUNetPlans_never' not found"),
-        ((ID, "2d", "0", "--name", "never", "--c"), "plans 'nnUNetPlans_never' not found"),
-        ((ID, "2d", "0", "--config", "tiny.yaml", "-device", "tpu"), "-device 'tpu' is unknown"),
-        ((ID, "2d", "0", *CONFIG, "-num_gpus", "2"), "more than 1 needs cuda"),
+        ((ID, "2d", "0", "--name", "never", "--val"), "plans 'nnUNetPlans_never' not found"),
+        (
+            (ID, "2d", "0", "--config", "tiny.yaml", "-device", "tpu"),
+            "-device 'tpu' is unknown; allowed: cuda, cpu, mps",
+        ),
+        (
+            (ID, "2d", "0", *CONFIG, "-num_gpus", "2"),
+            "-num_gpus 2 does not go with -device cpu; more than 1 needs cuda",
+        ),
+        ((ID, "2d", "0", *CONFIG, "-num_gpus", "two"), "invalid int value: 'two'"),
         ((ID, "2d", "0", *CONFIG, "-pretrained_weights", "none.pth"), "no such file: 'none.pth'"),
-        ((ID, "2d"), "the following arguments are required"),
+        ((ID, "2d"), "the following arguments are required: fold"),
+        ((ID, "2d", "0", *CONFIG, "--epochs", "3"), "unrecognized arguments: --epochs"),
     ],
 )
-def test_refusals(workplace, arguments: tuple, told: str):
+def test_wrong_arguments(workplace, arguments: tuple, told: str):
     assert told in last_line_of_refusal(workplace, *arguments)
 
 
@@ -70,11 +177,132 @@ def test_a_gpu_where_there_is_none(workplace):
     assert "PyTorch finds 0 usable GPUs" in last_line_of_refusal(workplace, ID, "2d", "0", "--config", "tiny.yaml")
 
 
-def test_a_weight_file_that_does_not_fit(workplace):
-    path = workplace.root / "other.pth"
-    torch.save({"weight": torch.zeros(1)}, path)
+class Malicious:
+    def __reduce__(self):
+        return (open, ("executed", "w"))
+
+
+def other_architecture(path: Path) -> None:
+    torch.save(create_backbone("dinov2", "tiny")[0].state_dict(), path)
+
+
+def truncated(path: Path) -> None:
+    torch.save(create_backbone("dinov3", "tiny")[0].state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+WRONG_WEIGHTS = [
+    (lambda path: path.write_bytes(b""), "it is empty"),
+    (truncated, "it is cut short"),
+    (lambda path: path.write_text("not weights"), "as a file of weights: "),
+    (lambda path: torch.save({"x": Malicious()}, path), "it holds Python objects (io.open)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        *WRONG_WEIGHTS,
+        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "does not hold the weights of a ViT"),
+        (other_architecture, "missing tensors, such as reg_token"),
+    ],
+)
+def test_wrong_weight_files(workplace, make: Callable[[Path], None], told: str):
+    path = workplace.root / "wrong.pth"
+    make(path)
     message = last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, f"model.checkpoint_path={path}")
-    assert "other.pth does not fit the backbone" in message
+    assert str(path) in message and told in message and not (workplace.root / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        *WRONG_WEIGHTS,
+        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "is no checkpoint of nnU-Net"),
+        (
+            lambda path: torch.save({"network_weights": {"a": torch.zeros(1)}, "trainer_name": "t"}, path),
+            "does not fit the network of this experiment: 126 missing tensors, such as input_mean; 1 unknown tensor: a",
+        ),
+    ],
+)
+def test_wrong_former_trainings(workplace, make: Callable[[Path], None], told: str):
+    path = workplace.root / "wrong.pth"
+    make(path)
+    message = last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, "-pretrained_weights", path)
+    assert str(path) in message and told in message and not (workplace.root / "executed").exists()
+
+
+def test_a_former_training_as_the_start(trained):
+    """Trained for an epoch at almost no learning rate, the network is that of the former training."""
+    former = (
+        trained.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_one__2d/fold_0/checkpoint_final.pth"
+    )
+    train = ("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "start", "model.pretrained=true")
+    trained.run(*train, "-pretrained_weights", former, "train.num_epochs=1", "train.initial_lr=0.0000000001")
+    folder = trained.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_start__2d"
+    weights = [read_checkpoint(file)["network_weights"] for file in (former, folder / "fold_0/checkpoint_final.pth")]
+    assert all(torch.allclose(value, weights[1][name], atol=1e-6) for name, value in weights[0].items())
+    assert (
+        json.loads((folder / "plans.json").read_text())["configurations"]["2d"]["vit"]["model"]["pretrained"] is False
+    )
+
+
+@pytest.mark.parametrize("flag", ["--c", "--val"])
+def test_a_damaged_checkpoint_is_not_gone_on_with(trained, flag: str):
+    folder = trained.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_one__2d"
+    damaged = folder / "fold_3" / "checkpoint_final.pth"
+    damaged.parent.mkdir(exist_ok=True)
+    whole = (folder / "fold_0" / "checkpoint_final.pth").read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    message = last_line_of_refusal(trained, ID, "2d", "3", "--name", "one", "-device", "cpu", flag)
+    shutil.rmtree(damaged.parent)
+    assert f"{flag}: cannot read {damaged} as a file of weights: it is cut short" in message
+
+
+@pytest.mark.parametrize("flag", ["--c", "--val"])
+def test_going_on_with_a_changed_config(trained, flag: str):
+    before = snapshot(trained)
+    result = trained.attempt("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "one", "train.seed=9", flag)
+    assert result.returncode == 2 and "train.seed: 3 → 9" in result.stderr and snapshot(trained) == before
+    assert "give --name one without --config" in result.stderr.strip().splitlines()[-1]
+
+
+# --- a full disk, played by a limit on the size of files ------------------------------------------------------------
+
+
+def attempt_with_limit(place, size: int, *arguments: object) -> subprocess.CompletedProcess:
+    """Run the command while no file can grow beyond a size in bytes."""
+    line = [sys.executable, "-c", LIMITED, str(size), *map(str, arguments)]
+    return subprocess.run(line, env=place.variables(), cwd=place.root, capture_output=True, text=True, check=False)
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+from nnunetv2.run.run_training_vit import run_training_entry
+run_training_entry(sys.argv[2:])
+"""
+
+
+def test_no_room_for_the_plans(workplace):
+    before = snapshot(workplace)
+    result = attempt_with_limit(workplace, 1000, ID, "2d", "0", *CONFIG, "--name", "plans_full")
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert "cannot write the plans" in last and "nnUNetPlans_plans_full.json: File too large" in last
+    assert snapshot(workplace) == before
+
+
+def test_no_room_for_a_checkpoint(workplace):
+    train = ("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "full")
+    workplace.run(*train, "train.num_epochs=1")
+    folder = workplace.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_full__2d/fold_0"
+    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pth*")}
+    result = attempt_with_limit(workplace, 1_000_000, *train[1:], "train.num_epochs=1", "--c")
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert "cannot write" in result.stderr.strip().splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pth*")} == before
 
 
 def test_going_on_needs_no_pretrained_weights(workplace):

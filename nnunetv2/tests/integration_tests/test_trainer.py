@@ -150,7 +150,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(make_trainer, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ExperimentError, match="cannot write .*what was there is as it was: .*No space left"):
         trainer.save_checkpoint(str(path))
     assert path.read_bytes() == before and not list(path.parent.glob("*.tmp"))
 

@@ -169,11 +169,11 @@ def test_unknown_names_list_the_packaged_ones():
     assert "not found" in refusal(name_or_path="/no/such.yaml")
 
 
-@pytest.mark.parametrize("backbone", ["retfound", "visionfm"])
+@pytest.mark.parametrize("backbone", ["retfound", "retfound_dinov2", "visionfm"])
 def test_families_without_hub_copies_need_a_file(backbone: str, tmp_path: Path):
-    size = {"retfound": "large", "visionfm": "base"}[backbone]
+    size = "base" if backbone == "visionfm" else "large"
     own = [f"model.backbone={backbone}", f"model.backbone_size={size}", "model.pretrained=true"]
-    assert "set model.checkpoint_path to a file" in refusal(*own)
+    assert "set model.checkpoint_path to a local file" in refusal(*own)
     weights = tmp_path / "weights.pth"
     weights.touch()
     assert load(**{"model.backbone": backbone, "model.backbone_size": size, "model.checkpoint_path": weights})

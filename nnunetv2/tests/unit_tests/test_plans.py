@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("json.dump", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ExperimentError, match="cannot write the plans .*No space left"):
         write_new_plans(tmp_path, derive())
     assert list(tmp_path.iterdir()) == []
 

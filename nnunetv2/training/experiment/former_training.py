@@ -1,4 +1,4 @@
-"""The checkpoint of a former training that `-pretrained_weights` starts from."""
+"""The checkpoint of a former training that `-pretrained_weights` starts from, or `--c` goes on with."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,15 @@ from dinov3.weights.fitting import misfits
 from dinov3.weights.reading import read_checkpoint
 from nnunetv2.training.experiment.errors import ExperimentError
 
+OPTION = "-pretrained_weights"
 
-def read_former_training(path: str | Path) -> dict[str, Any]:
+
+def read_former_training(path: str | Path, source: str) -> dict[str, Any]:
     """Read a checkpoint of nnU-Net without executing anything that it contains.
+
+    Args:
+        path: the file.
+        source: what asked for it, for the message.
 
     Raises:
         ExperimentError: it cannot be read, or is no checkpoint of nnU-Net.
@@ -19,10 +25,10 @@ def read_former_training(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = read_checkpoint(path)
     except ValueError as error:
-        raise ExperimentError(f"-pretrained_weights: {error}") from error
+        raise ExperimentError(f"{source}: {error}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
         raise ExperimentError(
-            f"-pretrained_weights: {path} is no checkpoint of nnU-Net (it has no 'network_weights'); weights of a "
+            f"{source}: {path} is no checkpoint of nnU-Net (it has no 'network_weights'); weights of a "
             "backbone alone go into model.checkpoint_path"
         )
     return checkpoint
@@ -38,10 +44,10 @@ def check_former_training(path: str | Path, network: nn.Module) -> None:
     Raises:
         ExperimentError: the checkpoint cannot be read, or names the tensors that do not fit.
     """
-    checkpoint = read_former_training(path)
+    checkpoint = read_former_training(path, OPTION)
     problems = misfits(checkpoint["network_weights"], network.state_dict())
     if problems:
         raise ExperimentError(
-            f"-pretrained_weights: {path} (of {checkpoint.get('trainer_name')}) does not fit the network of this "
+            f"{OPTION}: {path} (of {checkpoint.get('trainer_name')}) does not fit the network of this "
             f"experiment: {'; '.join(problems)}"
         )

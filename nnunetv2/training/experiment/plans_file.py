@@ -109,12 +109,15 @@ def write_new_plans(folder: Path, plans: dict[str, Any]) -> Path:
         The path of the plans file.
 
     Raises:
-        ExperimentError: a plans file of this name holds another experiment.
+        ExperimentError: a plans file of this name holds another experiment, or it cannot be written.
     """
     path = folder / f"{plans['plans_name']}.json"
     check_same(path, plans)
     if not path.is_file():
-        _write_json(path, plans)
+        try:
+            _write_json(path, plans)
+        except OSError as error:
+            raise ExperimentError(f"cannot write the plans {path}: {error.strerror}") from error
     return path
 
 

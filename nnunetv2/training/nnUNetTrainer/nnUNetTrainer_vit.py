@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pydoc
 import random
 from pathlib import Path
 from time import time
@@ -114,7 +115,16 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = False,
     ) -> nn.Module:
-        """Build the network that the plans describe, as nnU-Net does; its weights are loaded afterwards."""
+        """Build the network that the plans describe, as nnU-Net does; its weights are loaded afterwards.
+
+        Raises:
+            ValueError: the module that the plans name is not there.
+        """
+        name = configuration_manager.network_arch_class_name
+        if pydoc.locate(name) is None:
+            raise ValueError(
+                f"the network {name!r} of the plans cannot be imported: its module must be on Python's path"
+            )
         with weights_follow():
             return nnUNetTrainer.build_network_architecture(
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
@@ -259,7 +269,11 @@ class nnUNetTrainer_vit(nnUNetTrainer):
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint to a temporary name and move it into place: a kill never leaves half a file."""
+        """Write a checkpoint to a temporary name and move it into place: a kill never leaves half a file.
+
+        Raises:
+            ExperimentError: it cannot be written, such as on a full disk; the one that was there is as it was.
+        """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)  # nnU-Net logs or does nothing
             return
@@ -268,6 +282,9 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         try:
             super().save_checkpoint(temporary)
             os.replace(temporary, filename)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
+            reason = str(error).splitlines()[0]
+            raise ExperimentError(f"cannot write {filename}, what was there is as it was: {reason}") from error
         finally:
             Path(temporary).unlink(missing_ok=True)
         size = os.path.getsize(filename) / 2**20
