@@ -4,6 +4,7 @@ import functools
 import os
 import pydoc
 import random
+import shutil
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -283,7 +284,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             super().save_checkpoint(temporary)
             os.replace(temporary, filename)
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
-            reason = str(error).splitlines()[0]
+            free = shutil.disk_usage(Path(filename).parent).free / 2**20
+            reason = f"{str(error).splitlines()[0]} ({free:.0f} MiB are free on the disk)"
             raise ExperimentError(f"cannot write {filename}, what was there is as it was: {reason}") from error
         finally:
             Path(temporary).unlink(missing_ok=True)
