@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def enable_lora(
@@ -13,7 +16,7 @@ def enable_lora(
     alpha: float = 16.0,
     dropout: float = 0.05,
     target_modules: Sequence[str] = ("qkv",),
-) -> PeftModel:
+) -> "PeftModel":
     """Add low-rank adapters to linear layers of the transformer blocks; only the adapters remain trainable.
 
     Args:
@@ -30,6 +33,8 @@ def enable_lora(
     Raises:
         ValueError: the rank is not positive, or a target matches no linear layer of a block.
     """
+    from peft import LoraConfig, get_peft_model  # takes a second to load, which only LoRA should
+
     if rank < 1:
         raise ValueError(f"LoRA rank must be at least 1, got {rank}")
     linear = {name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
@@ -42,6 +47,6 @@ def enable_lora(
     return get_peft_model(backbone, config)
 
 
-def disable_lora(backbone: PeftModel) -> nn.Module:
+def disable_lora(backbone: "PeftModel") -> nn.Module:
     """Merge the adapters into the layers they adapt and return the plain backbone."""
     return backbone.merge_and_unload()
