@@ -111,8 +111,12 @@ def test_validation_again_and_continuing_a_finished_training_need_only_the_name(
     trained.run(*train, "--val")
     assert json.loads(summary.read_text())["foreground_mean"] == before
     trained.run(*train, "--val", "--val_best")
+    plans = summary.parents[2] / "plans.json"
+    whole = plans.read_text()
+    plans.write_text(whole[: len(whole) // 2])  # as a kill leaves it, because nnU-Net writes it in place
     output = trained.run(*train, "--c")
     assert "Training done" in output and "Epoch 0" not in output
+    assert plans.read_text() == whole
 
 
 def test_a_former_training_as_start(trained):

@@ -20,7 +20,7 @@ from nnunetv2.model.segmentation_model import autocast_for, count_parameters_per
 from nnunetv2.training.experiment.derive import derive_plans
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_name, check_same
+from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_name, check_results
 from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
 from nnunetv2.training.experiment.schema import load_config, restore
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -190,7 +190,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         Raises:
             ExperimentError: the plans in the results folder are others.
         """
-        check_same(Path(self.output_folder_base) / "plans.json", self.plans_manager.plans)
+        check_results(Path(self.output_folder_base), self.plans_manager.plans)
         super().on_train_start()
 
     # --- training -----------------------------------------------------------------------------------------------
