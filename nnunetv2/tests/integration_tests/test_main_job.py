@@ -49,6 +49,7 @@ def test_the_log_tells_what_is_trained(trained):
         "Parameters of backbone:",
         "lora_dropout: 0.05",
         "random weights",
+        "Epochs: 2, save_every: 1",
         "Wrote checkpoint_final.pth",
     ):
         assert told in log, told

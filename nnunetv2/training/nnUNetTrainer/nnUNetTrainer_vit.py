@@ -1,5 +1,6 @@
 """The trainer of every ViT experiment: nnU-Net's trainer, with everything that differs read from the plans."""
 
+import contextlib
 import functools
 import os
 import random
@@ -151,6 +152,9 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             f"Backbone mode: {self.config.mode}, feature layers: {network.feature_indices}, "
             f"input normalisation: {keywords['input_norm'] or 'none, channels pass as nnU-Net normalises them'}"
         )
+        self.print_to_log_file(
+            f"Epochs: {self.num_epochs}, save_every: {self.save_every} (epochs from checkpoint to checkpoint)"
+        )
         parts = count_parameters_per_part(network)
         for name, (total, trainable) in parts.items():
             self.print_to_log_file(f"Parameters of {name}: {total:,}, trainable {trainable:,}", add_timestamp=False)
@@ -192,6 +196,9 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         """
         check_results(Path(self.output_folder_base), self.plans_manager.plans)
         super().on_train_start()
+        if self.local_rank == 0:
+            for left_by_a_kill in Path(self.output_folder).glob("checkpoint_*.pth.tmp"):
+                left_by_a_kill.unlink()
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -266,10 +273,22 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         try:
             super().save_checkpoint(temporary)
             os.replace(temporary, filename)
+            if Path(filename).name == "checkpoint_best.pth":
+                self._resume_from(filename)
         finally:
             Path(temporary).unlink(missing_ok=True)
         size = os.path.getsize(filename) / 2**20
         self.print_to_log_file(f"Wrote {Path(filename).name} ({size:.1f} MiB) in {time() - start:.1f} s")
+
+    @staticmethod
+    def _resume_from(filename: str) -> None:
+        # nnU-Net resumes from checkpoint_latest even where checkpoint_best is newer. A second name costs no space.
+        latest = Path(filename).with_name("checkpoint_latest.pth")
+        link = Path(f"{latest}.tmp")
+        link.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system without hard links: latest stays older than best
+            os.link(filename, link)
+            os.replace(link, latest)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Load a checkpoint; the pretrained weights are not asked for again."""
