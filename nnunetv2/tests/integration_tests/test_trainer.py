@@ -1,12 +1,14 @@
 """The trainer through its Python interface: resuming, checkpoints, weights, plain plans."""
 
 import copy
+import gc
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.training.experiment.derive import derive_plans
@@ -78,6 +80,17 @@ def test_without_a_seed_trainings_differ(make_trainer):
         trainer.run_training()
         losses.append(trainer.logger.get_value("train_losses", -1))
     assert losses[0] != losses[1]
+
+
+def test_the_plot_of_an_epoch_does_not_stay_in_memory(make_trainer):
+    trainer = make_trainer("train.num_epochs=1")
+    gc.disable()  # whether the collector comes by on its own is chance
+    try:
+        trainer.run_training()
+        figures = [thing for thing in gc.get_objects() if isinstance(thing, Figure)]
+    finally:
+        gc.enable()
+    assert (Path(trainer.output_folder) / "progress.png").is_file() and figures == []
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(make_trainer):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import random
 from pathlib import Path
@@ -248,6 +249,11 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         """End a validation epoch as nnU-Net does; stop, before a checkpoint is written, if its loss is not finite."""
         super().on_validation_epoch_end(val_outputs)
         self._stop_unless_finite("validation loss", self.logger.get_value("val_losses", step=-1))
+
+    def on_epoch_end(self) -> None:
+        """End an epoch as nnU-Net does, and give back the memory of its plot."""
+        super().on_epoch_end()
+        gc.collect()  # the figure, 65 MB, hangs in a cycle of references until the collector happens to come by
 
     def _stop_unless_finite(self, name: str, value: float | np.ndarray) -> None:
         if np.isfinite(value):
