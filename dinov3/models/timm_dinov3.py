@@ -3,12 +3,22 @@
 Architecture: Siméoni et al., "DINOv3", 2025, https://arxiv.org/abs/2508.10104.
 """
 
+import re
+
 import torch
-from timm.models.eva import checkpoint_filter_fn
 from torch import Tensor, nn
 
 PERIODS = "rope.periods"
-REFERENCE_PERIODS = "rope_embed.periods"
+# Names of the reference, as regular expressions: what only pretraining needs, and what timm calls otherwise.
+PRETRAINING_ONLY = r"mask_token|local_cls_norm\.(weight|bias)|blocks\.\d+\.attn\.qkv\.bias_mask"
+RENAMES = (
+    (r"^storage_tokens$", "reg_token"),
+    (r"^rope_embed\.periods$", PERIODS),
+    (r"\.ls(\d)\.gamma$", r".gamma_\1"),
+    (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
 
 
 def is_dinov3(model: nn.Module) -> bool:
@@ -36,11 +46,6 @@ def match_reference(model: nn.Module) -> nn.Module:
     return model
 
 
-def is_reference_state(state: dict[str, Tensor]) -> bool:
-    """Whether `state` has the key names of the reference (`storage_tokens`, `rope_embed.periods`)."""
-    return "storage_tokens" in state or REFERENCE_PERIODS in state
-
-
 def has_query_bias(state: dict[str, Tensor]) -> bool:
     """Whether a DINOv3 state, in the reference's or in timm's names, holds a query or value bias other than zero.
 
@@ -60,17 +65,37 @@ def has_query_bias(state: dict[str, Tensor]) -> bool:
 def reference_to_timm(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Convert a state dict with the reference's names to the names of timm's DINOv3.
 
+    timm's own filter is not used: it also drops what it does not know, and says so for no tensor.
+
     Args:
         state: the reference's names to tensors.
         model: the timm model that the state is for; it must have a query bias if `has_query_bias(state)`.
 
     Returns:
         timm's names to tensors, the rotary periods of the file included. Tensors that only pretraining needs
-        (`mask_token`, `bias_mask`, `local_cls_norm`) are left out.
+        (`PRETRAINING_ONLY`) are left out. A name that timm does not have keeps its place under its own name.
+
+    Raises:
+        ValueError: some blocks have a bias of their attention, and others not.
     """
-    if model.blocks[0].attn.q_bias is None:  # only zeros; timm's filter would print a line per block about each
-        state = {name: value for name, value in state.items() if not name.endswith("attn.qkv.bias")}
-    converted = checkpoint_filter_fn(state, model)
-    if REFERENCE_PERIODS in state:
-        converted[PERIODS] = state[REFERENCE_PERIODS].to(torch.float32)
+    converted = {}
+    for name, value in state.items():
+        if name.endswith(".attn.qkv.bias"):
+            attention = name.removesuffix("qkv.bias")
+            converted[f"{attention}q_bias"], _, converted[f"{attention}v_bias"] = value.chunk(3)
+        elif not re.fullmatch(PRETRAINING_ONLY, name):
+            for pattern, replacement in RENAMES:
+                name = re.sub(pattern, replacement, name)
+            converted[name] = value.to(torch.float32) if name == PERIODS else value
+    if model.blocks[0].attn.q_bias is None:
+        _drop_zero_bias(converted, len(model.blocks))
     return converted
+
+
+def _drop_zero_bias(converted: dict[str, Tensor], depth: int) -> None:
+    blocks = [i for i in range(depth) if converted.pop(f"blocks.{i}.attn.q_bias", None) is not None]
+    for i in blocks:
+        del converted[f"blocks.{i}.attn.v_bias"]
+    missing = sorted(set(range(depth)) - set(blocks)) if blocks else []
+    if missing:
+        raise ValueError(f"1 missing tensor: blocks.{missing[0]}.attn.qkv.bias")

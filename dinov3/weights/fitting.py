@@ -56,7 +56,7 @@ def fit_weights(file: WeightFile, model: nn.Module) -> Fit:
     expected = {plain: own[name] for plain, name in own_names.items()}
     try:
         converted, notes = _convert(file, model, expected)
-    except (ValueError, RuntimeError, AttributeError, KeyError) as error:  # timm's filters, on another kind of network
+    except Exception as error:  # timm's filter can raise anything on the weights of another kind of network
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file.path} ({file}) does not fit the backbone: {reason}") from error
     _check(converted, expected, file)
@@ -72,9 +72,12 @@ def _without_adapters(name: str) -> str:
 def _convert(file: WeightFile, model: nn.Module, expected: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     _check_kind(file, model)
     state, notes = _choose_final_norm(file.tensors, expected)
+    _check_patch_embedding(state.get(PATCH_EMBEDDING), expected[PATCH_EMBEDDING])
     if not is_dinov3(model):
         # a mask token is how timm's filter tells the files that need its conversion of DINOv2
         converted = checkpoint_filter_fn({"mask_token": torch.empty(0), **state}, model)
+        # the filter drops these without a word; here they are unknown
+        converted.update({name: value for name, value in state.items() if "pre_logits" in name})
     else:
         converted = reference_to_timm(state, model) if file.layout.rotary else state
     notes += _position_notes(state, converted)
@@ -95,6 +98,12 @@ def _check_kind(file: WeightFile, model: nn.Module) -> None:
         raise ValueError("the file holds register tokens, the backbone has none (DINOv2: a size that ends in _reg)")
 
 
+def _check_patch_embedding(found: Tensor | None, expected: Tensor) -> None:
+    """Check the size of the patches: timm's filter would resample them without a word."""
+    if found is not None and (found.ndim != 4 or found.shape[-2:] != expected.shape[-2:]):
+        raise ValueError("; ".join(misfits({PATCH_EMBEDDING: found}, {PATCH_EMBEDDING: expected})))
+
+
 def _choose_final_norm(state: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Networks that were fine-tuned to classify may have their final norm behind the average over the patches."""
     if "fc_norm.weight" in expected:
@@ -110,6 +119,9 @@ def _check(converted: dict[str, Tensor], expected: dict[str, Tensor], file: Weig
     optional = [end for end in MAY_BE_MISSING if not any(name.endswith(end) for name in converted)]
     needed = {n: v for n, v in expected.items() if n in converted or not n.endswith(tuple(optional))}
     problems = misfits(converted, needed)
+    broken = [name for name, value in converted.items() if not value.isfinite().all()]
+    if broken:
+        problems.append(f"{len(broken)} with values that are not finite, such as {broken[0]}")
     if problems:
         raise ValueError(f"{file.path} ({file}) does not fit the backbone: {'; '.join(problems)} (timm's names)")
 

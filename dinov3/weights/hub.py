@@ -1,8 +1,9 @@
 """timm's copies of pretrained weights on the Hugging Face hub. Nothing heavy is imported here."""
 
 from pathlib import Path
+from urllib.request import Request, urlopen
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
 HUB_FILE = "model.safetensors"
 HUB_TIMEOUT_SECONDS = 3
@@ -17,8 +18,11 @@ def require_hub_weights(repository: str) -> None:
     if isinstance(try_to_load_from_cache(repository, HUB_FILE), str):
         return
     try:
-        get_hf_file_metadata(hf_hub_url(repository, HUB_FILE), timeout=HUB_TIMEOUT_SECONDS)
-    except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        # one plain request: the hub's client asks again and again
+        urlopen(Request(hf_hub_url(repository, HUB_FILE), method="HEAD"), timeout=HUB_TIMEOUT_SECONDS).close()
+    except (OSError, ValueError) as error:  # of the network, the hub or the address
         raise ValueError(_not_to_be_had(repository, error)) from error
 
 
@@ -34,12 +38,12 @@ def download_hub_weights(repository: str) -> Path:
     require_hub_weights(repository)
     try:
         return Path(hf_hub_download(repository, HUB_FILE))
-    except Exception as error:
+    except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
         raise ValueError(_not_to_be_had(repository, error)) from error
 
 
 def _not_to_be_had(repository: str, error: Exception) -> str:
     return (
         f"the pretrained weights of {repository} are not in the local cache and could not be downloaded "
-        f"({type(error).__name__})"
+        f"({type(error).__name__}: {' '.join(str(error).split())})"
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinov3.models.timm_dinov3 import PRETRAINING_ONLY
 from dinov3.weights.reading import read_checkpoint
 
 State = dict[str, Tensor]
@@ -16,7 +17,7 @@ State = dict[str, Tensor]
 # Keys of a training's checkpoint under which the weights stand, by preference.
 WRAPPERS = ("teacher", "model", "state_dict", "visionfm_state_dict")
 # Prefixes that a wrapper module puts before every name.
-PREFIXES = ("module.", "model.")
+PREFIXES = ("module.", "model.", "_orig_mod.")
 TRUNK = "backbone."
 # What may stand beside the trunk: heads of the pretraining or of a fine-tuned task.
 HEADS = ("dino_head.", "ibot_head.", "head.", "decode_head.", "auxiliary_head.")
@@ -81,25 +82,36 @@ def read_weights(path: str | Path) -> WeightFile:
         )
     aside = [name for name in state if re.fullmatch(layout.aside, name)]
     kept = {name: value for name, value in state.items() if name not in aside}
+    odd = next((name for name, value in kept.items() if not _is_plain(value)), None)
+    if odd is not None:
+        kind = f"{state[odd].layout}, {state[odd].dtype}, {state[odd].device}".replace("torch.", "")
+        raise ValueError(f"{path} ({layout.name}) holds a tensor that is no dense array of floats: {odd!r} ({kind})")
     try:
         return WeightFile(path, layout, wrapper, layout.rename(kept), (*heads, *aside))
     except KeyError as error:
         raise ValueError(f"{path} ({layout.name}) is incomplete: 1 missing tensor: {error.args[0]}") from error
+    except (RuntimeError, TypeError) as error:  # projections whose shapes do not go together
+        raise ValueError(f"{path} ({layout.name}) cannot be converted: {str(error).splitlines()[0]}") from error
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.is_floating_point() and not tensor.is_meta
 
 
 def _unwrap(content: Any, path: Path) -> tuple[str, State]:
-    if _is_state(content):
+    if is_state(content):
         return "", content
     entries = content if isinstance(content, dict) else {}
     for wrapper in WRAPPERS:
-        if _is_state(entries.get(wrapper)):
+        if is_state(entries.get(wrapper)):
             return wrapper, entries[wrapper]
     keys = ", ".join(map(str, list(entries)[:5])) or "none"
     found = f"its keys are {keys}" if isinstance(content, dict) else f"it is a {type(content).__name__}"
     raise ValueError(f"{path} holds no dictionary of tensors, neither bare nor under {', '.join(WRAPPERS)}: {found}")
 
 
-def _is_state(content: Any) -> bool:
+def is_state(content: Any) -> bool:
+    """Whether something is a dictionary of names to tensors, and not empty."""
     if not isinstance(content, dict) or not content:
         return False
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
@@ -177,7 +189,7 @@ def _dinov2_from_hugging_face(state: State) -> State:
 
 
 LAYOUTS = (
-    Layout("DINOv3 (Meta)", frozenset({"storage_tokens"}), r"mask_token|local_cls_norm\..*|.*\.bias_mask", rotary=True),
+    Layout("DINOv3 (Meta)", frozenset({"storage_tokens"}), PRETRAINING_ONLY, rotary=True),
     Layout(
         "DINOv3 (Hugging Face)",
         frozenset({"embeddings.register_tokens", "embeddings.patch_embeddings.weight"}),
@@ -188,7 +200,7 @@ LAYOUTS = (
     Layout(
         "DINOv2 (Hugging Face)",
         frozenset({"embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"}),
-        r"embeddings\.mask_token|classifier\..*",
+        r"embeddings\.mask_token",
         rotary=False,
         rename=_dinov2_from_hugging_face,
     ),

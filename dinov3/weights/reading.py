@@ -2,7 +2,6 @@
 
 import argparse
 import pathlib
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -25,7 +24,10 @@ HARMLESS = [
     (scalar, "numpy.core.multiarray.scalar"),
     (scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
-    *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")),
+    *(
+        type(np.dtype(kind))
+        for kind in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+    ),
 ]
 
 
@@ -42,25 +44,39 @@ def read_checkpoint(path: str | Path) -> Any:
         ValueError: there is no such file, it is damaged, or it holds more than tensors and plain values.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"weight file not found: {path}")
     try:
-        start = path.open("rb").read(9)
-        if not start:
-            raise ValueError(f"cannot read {path} as a file of weights: it is empty")
-        if start[8:] == b"{":  # a safetensors file: 8 bytes of length, then JSON
-            return load_file(path)
-        is_zip = zipfile.is_zipfile(path)
-        if start[:2] == b"PK" and not is_zip:
-            raise ValueError(f"cannot read {path} as a file of weights: it is cut short")
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        if not path.is_file():
+            raise FileNotFoundError
+        return _read(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"weight file not found: {path}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make the readers raise anything
         raise ValueError(f"cannot read {path} as a file of weights: {_reason(error)}") from error
 
 
+def _read(path: Path) -> Any:
+    start = path.open("rb").read(9)
+    if not start:
+        raise EOFError("it is empty")
+    if start[8:] == b"{":  # a safetensors file: 8 bytes of length, then JSON
+        return load_file(path)
+    is_zip = zipfile.is_zipfile(path)
+    if start[:2] == b"PK" and not is_zip:
+        raise EOFError("it is cut short")
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
 def _reason(error: Exception) -> str:
-    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    text = str(error)
+    foreign = re.search(r"GLOBAL (\S+)", text)
     if foreign:
         return f"it holds Python objects ({foreign[1]}), and loading such could run code; save its tensors alone"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    if "TorchScript" in text:
+        return "it is a TorchScript archive; save its state_dict() instead"
+    if isinstance(error, (SafetensorError, OSError, EOFError)) and text:
+        return text.splitlines()[0]
+    # PyTorch's own words would advise to read it unsafely
+    return "it is neither a safetensors nor a PyTorch file of tensors, or it is damaged"

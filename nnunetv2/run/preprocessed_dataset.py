@@ -9,6 +9,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.plans_file import check_configuration, read_json, read_plans, resolve
 
+NEEDED_KEYS = ("data_identifier", "patch_size", "batch_size", "normalization_schemes")
 DEFAULT_FOLDS = 5  # nnU-Net's cross-validation, where there is no splits_final.json yet
 
 
@@ -21,9 +22,11 @@ def find_dataset(name_or_id: str) -> str:
     for variable in (nnUNet_preprocessed, nnUNet_results):
         if not variable.is_set():
             raise ExperimentError(f"the environment variable {variable.env_var_name} is not set")
+        if os.path.exists(str(variable)) and not os.path.isdir(str(variable)):
+            raise ExperimentError(f"{variable.env_var_name} is no folder: {str(variable)!r}")
     roots = [Path(str(root)) for root in (nnUNet_preprocessed, nnUNet_raw) if root.is_set()]
     existing = sorted({p.name for root in roots if root.is_dir() for p in root.iterdir() if _is_dataset(p.name)})
-    if name_or_id.isdecimal():
+    if re.fullmatch(r"[0-9]{1,3}", name_or_id):
         found = [name for name in existing if int(name[7:10]) == int(name_or_id)]
     else:
         found = [name for name in existing if name == name_or_id]
@@ -45,7 +48,10 @@ def preprocessed_folder(dataset: str) -> Path:
     """
     folder = Path(str(nnUNet_preprocessed)) / dataset
     if not (folder / "dataset.json").is_file():
-        raise ExperimentError(f"{dataset} is not preprocessed in {folder}: run {_preprocess_command(dataset, '2d')}")
+        raise ExperimentError(
+            f"{dataset} is not preprocessed in {folder} (variable {nnUNet_preprocessed.env_var_name}): run "
+            + _preprocess_command(dataset, "2d")
+        )
     return folder
 
 
@@ -57,9 +63,24 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     """Read the `dataset.json` beside the plans.
 
     Raises:
-        ExperimentError: it is no JSON.
+        ExperimentError: it is no JSON, or its labels are not such as nnU-Net's.
     """
-    return read_json(folder / "dataset.json")
+    path = folder / "dataset.json"
+    content = read_json(path)
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict) or labels.get("background") != 0 or not all(map(_is_label, labels.values())):
+        raise ExperimentError(
+            f"{path}: labels must be a mapping of names to numbers (or lists of numbers, for regions), with "
+            f"background: 0, found {labels!r}"
+        )
+    if any(isinstance(value, list) for value in labels.values()) and "regions_class_order" not in content:
+        raise ExperimentError(f"{path}: labels that are regions need regions_class_order")
+    return content
+
+
+def _is_label(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(type(number) is int for number in values)
 
 
 def read_base_plans(folder: Path, plans_name: str, configuration: str) -> dict[str, Any]:
@@ -70,6 +91,9 @@ def read_base_plans(folder: Path, plans_name: str, configuration: str) -> dict[s
     """
     plans = read_plans(folder, plans_name)
     check_configuration(plans, configuration)
+    missing = [key for key in NEEDED_KEYS if resolve(plans, configuration).get(key) is None]
+    if missing:
+        raise ExperimentError(f"the plans {plans_name!r} lack {', '.join(missing)} in configuration {configuration!r}")
     cases = folder / resolve(plans, configuration)["data_identifier"]
     if not cases.is_dir() or not any(os.scandir(cases)):
         command = _preprocess_command(folder.name, configuration)
@@ -88,7 +112,7 @@ def check_fold(folder: Path, fold: str) -> int | str:
     if fold == "all":
         return fold
     folds = _number_of_folds(folder / "splits_final.json")
-    if not fold.isdecimal() or int(fold) >= folds:
+    if fold not in map(str, range(folds)):
         raise ExperimentError(f"fold {fold!r} is not in the split of {folder.name}; allowed: all, 0 to {folds - 1}")
     return int(fold)
 
@@ -96,7 +120,14 @@ def check_fold(folder: Path, fold: str) -> int | str:
 def _number_of_folds(splits: Path) -> int:
     if not splits.is_file():
         return DEFAULT_FOLDS
+    remedy = "mend it, or delete it so that nnU-Net makes its own split anew"
     try:
-        return len(read_json(splits))
+        content = read_json(splits)
     except ExperimentError as error:  # nnU-Net writes it in place: a kill may have left half of it
-        raise ExperimentError(f"{error}; mend it, or delete it so that nnU-Net makes its own split anew") from error
+        raise ExperimentError(f"{error}; {remedy}") from error
+    is_split = isinstance(content, list) and all(
+        isinstance(f, dict) and f.get("train") and f.get("val") for f in content
+    )
+    if not is_split or not content:
+        raise ExperimentError(f"{splits} is no list of folds, each with cases under train and val; {remedy}")
+    return len(content)

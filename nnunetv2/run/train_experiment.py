@@ -4,10 +4,12 @@ Torch is loaded inside the functions: `--help` and a wrong configuration are ans
 """
 
 import argparse
+import contextlib
 import errno
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,14 +34,25 @@ from nnunetv2.training.experiment.plans_file import (
     resolve,
     write_new_plans,
 )
-from nnunetv2.training.experiment.schema import as_stored, build, find_config, packaged_configs, read_values, refuse
+from nnunetv2.training.experiment.schema import (
+    as_stored,
+    build,
+    find_config,
+    find_file,
+    packaged_configs,
+    read_values,
+    refuse,
+)
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 if TYPE_CHECKING:
     import torch
 
-# What nnU-Net's own writing ends in on a full, a read-only or a foreign disk
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# What nnU-Net's own reading and writing ends in on a full, a read-only or a foreign disk
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.ENAMETOOLONG),
+)
 SCHEMAS = (ViTnnUNetConfig,)
 DEFAULT_TRAINER = "nnUNetTrainer_vit"
 # As nnU-Net sets them when it is run as a script. They must be set before NumPy and torch are loaded.
@@ -62,7 +75,8 @@ def run_command(command: str, args: argparse.Namespace) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        _refuse(command, f"cannot write {error.filename or 'a file'}: {error.strerror}; checkpoints are as they were")
+        file = error.filename or "a file"
+        _refuse(command, f"cannot read or write {file}: {error.strerror}; checkpoints are as they were")
 
 
 def _refuse(command: str, message: str) -> NoReturn:
@@ -80,25 +94,27 @@ def train(args: argparse.Namespace) -> None:
     config = read_experiment(args)
     dataset = find_dataset(args.dataset_name_or_id)
     folder = preprocessed_folder(dataset)
+    dataset_json = read_dataset_json(folder)
     fold = check_fold(folder, args.fold)
     is_new = not (args.c or args.val)
     plans = base_plans(args, folder) if is_new else stored_plans(args, config, folder)
     device = prepare_device(args.device, args.num_gpus)
     if is_new:
-        plans = derive(args, config, plans, folder)
+        plans = derive(args, config, plans, dataset_json)
     trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
     results = Path(str(nnUNet_results)) / dataset / f"{trainer}__{plans['plans_name']}__{args.configuration}"
     check_results(results, plans)
     if not is_new:
         check_checkpoint(results / f"fold_{fold}", args)
-    write_new_plans(folder, plans)
+    with former_training(args, plans, dataset_json) as pretrained_weights:
+        write_new_plans(folder, plans)
 
-    from nnunetv2.run.run_training import run_training
+        from nnunetv2.run.run_training import run_training
 
-    run_training(
-        dataset, args.configuration, fold, trainer, plans["plans_name"], args.pretrained_weights, args.num_gpus,
-        args.npz, args.c, args.val, args.disable_checkpointing, args.val_best, device,
-    )  # fmt: skip
+        run_training(
+            dataset, args.configuration, fold, trainer, plans["plans_name"], pretrained_weights, args.num_gpus,
+            args.npz, args.c, args.val, args.disable_checkpointing, args.val_best, device,
+        )  # fmt: skip
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -107,15 +123,23 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         ExperimentError: names the flags that exclude each other, or a value that cannot be.
     """
-    for first, second in (("c", "val"), ("val_best", "disable_checkpointing"), ("c", "pretrained_weights")):
-        if getattr(args, first) and getattr(args, second):
-            dashes = "-" if second == "pretrained_weights" else "--"
-            raise ExperimentError(f"--{first} and {dashes}{second} exclude each other")
-    if args.pretrained_weights is not None and not Path(args.pretrained_weights).is_file():
+    for first, second in (
+        ("--c", "--val"),
+        ("--val_best", "--disable_checkpointing"),
+        ("--c", "-pretrained_weights"),
+        ("--val", "-pretrained_weights"),
+    ):
+        if getattr(args, first.lstrip("-")) and getattr(args, second.lstrip("-")):
+            raise ExperimentError(f"{first} and {second} exclude each other")
+    if args.pretrained_weights is not None and find_file(args.pretrained_weights) is None:
         raise ExperimentError(f"-pretrained_weights: no such file: {args.pretrained_weights!r}")
+    if "/" in args.plans_identifier:
+        raise ExperimentError(f"-p takes the name of plans, such as nnUNetPlans, found {args.plans_identifier!r}")
     if args.device not in DEVICES:
         raise ExperimentError(f"-device {args.device!r} is unknown; allowed: {', '.join(DEVICES)}")
-    if args.num_gpus < 1 or (args.num_gpus > 1 and args.device != "cuda"):
+    if args.num_gpus < 1:
+        raise ExperimentError(f"-num_gpus must be at least 1, found {args.num_gpus}")
+    if args.num_gpus > 1 and args.device != "cuda":
         raise ExperimentError(
             f"-num_gpus {args.num_gpus} does not go with -device {args.device}; more than 1 needs cuda"
         )
@@ -133,6 +157,8 @@ def read_experiment(args: argparse.Namespace) -> Any:
     if args.name is not None:
         check_name(args.name)
     if args.config is None:
+        if args.name is None and (args.c or args.val):
+            raise ExperimentError(f"{'--c' if args.c else '--val'} needs --name NAME (or --config) of the experiment")
         if args.name is None or not (args.c or args.val):
             names = ", ".join(packaged_configs())
             raise ExperimentError(f"a new training needs --config: a path to a YAML file, or one of {names}")
@@ -143,6 +169,8 @@ def read_experiment(args: argparse.Namespace) -> Any:
     if args.name is None:
         check_name(path.stem)
     values = read_values(path, args.overrides)
+    if not isinstance(values.get("trainer", ""), str):
+        raise ExperimentError(f"{args.config}: trainer must be str, found {values['trainer']!r}")
     trainer = args.trainer_class_name or values.get("trainer") or DEFAULT_TRAINER
     config = build(schema_of(trainer), values, args.config)
     if args.pretrained_weights is not None:
@@ -161,12 +189,12 @@ def schema_of(trainer: str) -> type:
     known = {name: schema for schema in SCHEMAS for name in schema.TRAINERS}
     if trainer in known:
         return known[trainer]
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    schema = None
+    if trainer.isidentifier():
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    try:
-        schema = getattr(recursive_find_trainer_class_by_name(trainer), "config_class", None)
-    except RuntimeError:
-        schema = None
+        with contextlib.suppress(RuntimeError):
+            schema = getattr(recursive_find_trainer_class_by_name(trainer), "config_class", None)
     if schema is None:
         raise ExperimentError(f"{trainer!r} is no trainer for experiments; allowed: {', '.join(known)}, or a subclass")
     return schema
@@ -210,27 +238,38 @@ def base_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return plans
 
 
-def derive(args: argparse.Namespace, config: Any, plans: dict[str, Any], folder: Path) -> dict[str, Any]:
+def derive(args: argparse.Namespace, config: Any, plans: dict[str, Any], dataset_json: dict) -> dict[str, Any]:
     """Derive the plans of a new training and check that its pretrained weights are there and fit.
 
     Raises:
         ExperimentError: the network cannot be built, or the weights cannot be had or do not fit.
     """
-    from nnunetv2.training.experiment.derive import (
-        build_on_meta,
-        check_pretrained_weights,
-        count_classes,
-        derive_plans,
-    )
-    from nnunetv2.training.experiment.former_training import check_former_training
+    from nnunetv2.training.experiment.derive import check_pretrained_weights, derive_plans
 
-    dataset_json = read_dataset_json(folder)
     derived = derive_plans(plans, args.configuration, dataset_json, config, experiment_name(args))
-    planar = resolve(derived, args.configuration)
-    check_pretrained_weights(planar)
-    if args.pretrained_weights is not None:
-        check_former_training(args.pretrained_weights, build_on_meta(planar, count_classes(derived, dataset_json)))
+    check_pretrained_weights(resolve(derived, args.configuration))
     return derived
+
+
+@contextlib.contextmanager
+def former_training(
+    args: argparse.Namespace, plans: dict[str, Any], dataset_json: dict[str, Any]
+) -> Iterator[str | None]:
+    """Check the checkpoint of `-pretrained_weights`, if given, and give the path of a copy that nnU-Net can read.
+
+    Raises:
+        ExperimentError: it cannot be read, or does not fit the network that the plans describe.
+    """
+    if args.pretrained_weights is None:
+        yield None
+        return
+    from nnunetv2.training.experiment.derive import build_on_meta, count_classes
+    from nnunetv2.training.experiment.former_training import check_former_training, handed_on
+
+    path = find_file(args.pretrained_weights)
+    network = build_on_meta(resolve(plans, args.configuration), count_classes(plans, dataset_json))
+    with handed_on(path, check_former_training(path, network)) as copy:
+        yield copy
 
 
 def prepare_device(name: str, num_gpus: int) -> "torch.device":
@@ -271,3 +310,5 @@ def check_checkpoint(folder: Path, args: argparse.Namespace) -> None:
     if not found:
         raise ExperimentError(f"{flag}: no {' or '.join(names)} in {folder}")
     read_former_training(found[0], flag)
+    if args.val_best:
+        read_former_training(folder / "checkpoint_best.pth", "--val_best")

@@ -1,6 +1,7 @@
 """The command `nnUNetv2_vit_info`: what there is to choose from, and what a file of weights holds and fits."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
 from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import find_config, packaged_configs, read_values
+from nnunetv2.training.experiment.schema import find_config, find_file, packaged_configs, read_values
 
 if TYPE_CHECKING:
     from dinov3.weights.layouts import WeightFile
@@ -30,12 +31,21 @@ def run_info_entry(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("weights", nargs="?", help="a file of pretrained weights, or a checkpoint of nnU-Net")
     args = parser.parse_args(arguments)
     try:
-        lines = overview() if args.weights is None else describe(Path(args.weights).expanduser())
+        lines = overview() if args.weights is None else describe(_existing(args.weights))
         for line in lines:
             print(line)
+    except BrokenPipeError:  # `nnUNetv2_vit_info | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
         print(f"{COMMAND}: error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _existing(name: str) -> Path:
+    path = find_file(name)
+    if path is None:
+        raise ExperimentError(f"weight file not found: {name!r}")
+    return path
 
 
 def overview() -> Iterator[str]:
@@ -90,10 +100,10 @@ def describe(path: Path) -> Iterator[str]:
 
 
 def _describe_former_training(path: Path, checkpoint: dict) -> Iterator[str]:
-    weights = checkpoint["network_weights"]
-    plans = checkpoint["init_args"]["plans"]["plans_name"]
-    yield f"{path}: checkpoint of nnU-Net, trainer {checkpoint['trainer_name']}, plans {plans}, {len(weights)} tensors"
-    yield f"epoch {checkpoint['current_epoch']}; to start another training from it: -pretrained_weights {path}"
+    count = len(checkpoint["network_weights"])
+    about = ", ".join(f"{key} {checkpoint[key]}" for key in ("trainer_name", "current_epoch") if key in checkpoint)
+    yield f"{path}: checkpoint of nnU-Net ({about}), {count} tensors"
+    yield f"to start another training from it: -pretrained_weights {path}"
 
 
 def _where_it_fits(file: "WeightFile") -> Iterator[str]:

@@ -44,6 +44,8 @@ CONFIG = ("--config", "tiny.yaml", "-device", "cpu")
         ("just a sentence", "unknown key just a sentence (value None); allowed: trainer, model, lora, train"),
         ("modle: {backbone: dinov3}", "unknown key modle (value {'backbone': 'dinov3'}) (did you mean 'model'?)"),
         ("model: {bakbone: dinov3}", "unknown key model.bakbone (value 'dinov3') (did you mean 'backbone'?)"),
+        ("model: {1: 2}", "unknown key model.1 (value 2)"),
+        ("trainer: 5", "trainer must be str, found 5"),
         ("lora: {rank: 4}", "unknown key lora.rank (value 4); allowed: lora.enabled, lora.r"),
         ("train: {epochs: 4}", "unknown key train.epochs (value 4) (did you mean 'num_epochs'?)"),
         ("train: 5", "train must be a mapping, found 5"),
@@ -123,6 +125,12 @@ def test_weights_that_are_not_there(workplace, overrides: list[str], told: str):
     assert told in message and "model.checkpoint_path" in message and "model.pretrained=false" in message
 
 
+def test_a_patch_smaller_than_those_of_any_vit(workplace):
+    options = ("model.backbone=timm:vit_tiny_patch16_224", "train.patch_size=[8,8]")
+    message = last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, *options)
+    assert "train.patch_size must be at least one ViT patch (16 × 16), found [8, 8]" in message
+
+
 def test_lora_targets_that_match_nothing(workplace):
     message = last_line_of_refusal(
         workplace, ID, "2d", "0", *CONFIG, "lora.enabled=true", "lora.target_modules=[query]"
@@ -162,6 +170,12 @@ def test_lora_targets_that_match_nothing(workplace):
             (ID, "2d", "0", *CONFIG, "-num_gpus", "2"),
             "-num_gpus 2 does not go with -device cpu; more than 1 needs cuda",
         ),
+        ((ID, "2d", "0", *CONFIG, "-num_gpus", "0"), "-num_gpus must be at least 1, found 0"),
+        ((ID, "2d", "0", "--c"), "--c needs --name NAME"),
+        ((ID, "2d", "0", *CONFIG, "-p", "../x/nnUNetPlans"), "-p takes the name of plans"),
+        ((ID, "2d", "9" * 5000, *CONFIG), "is not in the split"),
+        ((ID, "2d", "0", "--config", "x" * 300), "not found"),
+        ((ID, "2d", "0", *CONFIG, "model.checkpoint_path=~nobody_at_all/x"), "no such file: '~nobody_at_all/x'"),
         ((ID, "2d", "0", *CONFIG, "-num_gpus", "two"), "invalid int value: 'two'"),
         ((ID, "2d", "0", *CONFIG, "-pretrained_weights", "none.pth"), "no such file: 'none.pth'"),
         ((ID, "2d"), "the following arguments are required: fold"),
@@ -194,7 +208,7 @@ def truncated(path: Path) -> None:
 WRONG_WEIGHTS = [
     (lambda path: path.write_bytes(b""), "it is empty"),
     (truncated, "it is cut short"),
-    (lambda path: path.write_text("not weights"), "as a file of weights: "),
+    (lambda path: path.write_text("not weights"), "it is neither a safetensors nor a PyTorch file"),
     (lambda path: torch.save({"x": Malicious()}, path), "it holds Python objects (io.open)"),
 ]
 
@@ -219,6 +233,7 @@ def test_wrong_weight_files(workplace, make: Callable[[Path], None], told: str):
     [
         *WRONG_WEIGHTS,
         (lambda path: torch.save({"weight": torch.zeros(1)}, path), "is no checkpoint of nnU-Net"),
+        (lambda path: torch.save({"network_weights": {"a": 3}}, path), "is no checkpoint of nnU-Net"),
         (
             lambda path: torch.save({"network_weights": {"a": torch.zeros(1)}, "trainer_name": "t"}, path),
             "does not fit the network of this experiment: 126 missing tensors, such as input_mean; 1 unknown tensor: a",
@@ -257,6 +272,59 @@ def test_a_damaged_checkpoint_is_not_gone_on_with(trained, flag: str):
     message = last_line_of_refusal(trained, ID, "2d", "3", "--name", "one", "-device", "cpu", flag)
     shutil.rmtree(damaged.parent)
     assert f"{flag}: cannot read {damaged} as a file of weights: it is cut short" in message
+
+
+def test_the_best_checkpoint_is_read_safely_before_it_is_validated(trained):
+    folder = trained.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_one__2d/fold_0"
+    best, whole = folder / "checkpoint_best.pth", (folder / "checkpoint_best.pth").read_bytes()
+    best.unlink()
+    torch.save({"network_weights": Malicious()}, best)
+    validate = (ID, "2d", "0", "--name", "one", "-device", "cpu", "--val", "--val_best")
+    message = last_line_of_refusal(trained, *validate)
+    best.unlink()
+    missing = last_line_of_refusal(trained, *validate)
+    best.write_bytes(whole)
+    assert "--val_best: cannot read" in message and "it holds Python objects" in message
+    assert "weight file not found" in missing and not (trained.root / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("dataset.json", "{", "dataset.json is not a valid JSON file"),
+        ("dataset.json", "{}", "labels must be a mapping of names to numbers"),
+        ("dataset.json", '{"labels": {"background": "0", "a": "1"}}', "labels must be a mapping of names to numbers"),
+        ("dataset.json", '{"labels": {"background": 0, "a": [1, 2]}}', "need regions_class_order"),
+        ("splits_final.json", "[", "splits_final.json is not a valid JSON file"),
+        ("splits_final.json", "[]", "is no list of folds, each with cases under train and val"),
+        ("splits_final.json", '[{"train": [], "val": []}]', "is no list of folds"),
+        ("nnUNetPlans.json", '{"plans_name": "../x", "configurations": {}}', "plans_name must be a name without '/'"),
+        (
+            "nnUNetPlans.json",
+            '{"plans_name": "x", "configurations": {"2d": 3}}',
+            "must be a mapping of names to mappings",
+        ),
+        (
+            "nnUNetPlans.json",
+            '{"plans_name": "x", "configurations": {"2d": {"inherits_from": "2d"}}}',
+            "configuration '2d' inherits from '2d', which inherits from it",
+        ),
+        (
+            "nnUNetPlans.json",
+            '{"plans_name": "x", "configurations": {"2d": {"patch_size": [9, 9], "batch_size": 2}}}',
+            "lack data_identifier, normalization_schemes in configuration '2d'",
+        ),
+    ],
+)
+def test_damaged_files_of_the_data_set(trained, dataset_folder: Path, name: str, text: str, told: str):
+    path = dataset_folder / name
+    whole = path.read_bytes()
+    path.write_text(text)
+    try:
+        message = last_line_of_refusal(trained, ID, "2d", "0", *CONFIG)
+    finally:
+        path.write_bytes(whole)
+    assert told in message
 
 
 @pytest.mark.parametrize("flag", ["--c", "--val"])

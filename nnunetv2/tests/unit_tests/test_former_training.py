@@ -8,7 +8,7 @@ import torch
 
 from nnunetv2.model.model_upernet import create_segmentation_model
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.former_training import check_former_training
+from nnunetv2.training.experiment.former_training import check_former_training, handed_on
 
 
 def network(num_classes: int = 3, **options) -> torch.nn.Module:
@@ -55,6 +55,21 @@ def test_a_file_of_backbone_weights_is_told_from_a_checkpoint(tmp_path: Path):
     torch.save({"cls_token": torch.zeros(1)}, path)
     with pytest.raises(ExperimentError, match=r"no checkpoint of nnU-Net .*model\.checkpoint_path"):
         check_former_training(path, network())
+
+
+def test_only_tensors_are_weights(tmp_path: Path):
+    path = save(tmp_path / "checkpoint.pth", {**network().state_dict(), "extra": 3})
+    with pytest.raises(ExperimentError, match="no tensors under 'network_weights'"):
+        check_former_training(path, network())
+
+
+def test_what_is_handed_on_holds_the_weights_alone_under_the_same_name(tmp_path: Path):
+    state = network().state_dict()
+    with handed_on("/somewhere/checkpoint_final.pth", state) as copy:
+        assert Path(copy).name == "checkpoint_final.pth"
+        content = torch.load(copy, weights_only=True)
+    assert content.keys() == {"network_weights"} and not Path(copy).exists()
+    assert all(torch.equal(value, state[name]) for name, value in content["network_weights"].items())
 
 
 class Malicious:

@@ -50,6 +50,16 @@ def test_a_file_that_fits_nowhere_is_told_why(capsys, tmp_path: Path):
     assert "dinov2 large, " in text and "these are not the weights of a ViT with position embeddings" in text
 
 
+def test_a_checkpoint_of_nnunet_is_told_by_what_it_says(capsys, tmp_path: Path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"network_weights": {"w": torch.zeros(1)}, "trainer_name": "t", "current_epoch": 3}, path)
+    run_info_entry([str(path)])
+    assert f"{path}: checkpoint of nnU-Net (trainer_name t, current_epoch 3), 1 tensors" in capsys.readouterr().out
+    torch.save({"network_weights": {"w": torch.zeros(1)}}, path)
+    run_info_entry([str(path)])
+    assert "-pretrained_weights" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

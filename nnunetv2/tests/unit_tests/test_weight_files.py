@@ -2,12 +2,24 @@
 
 import argparse
 import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from raw_weights import ORIGINS, Origin, RawFile, meddinov3, meta_dinov2, origin, prefixed, retfound_mae, timm_file
+from raw_weights import (
+    ORIGINS,
+    Origin,
+    RawFile,
+    meddinov3,
+    meta_dinov2,
+    meta_dinov3,
+    origin,
+    prefixed,
+    retfound_mae,
+    timm_file,
+)
 
 from dinov3.models.timm_dinov3 import is_dinov3, match_reference
 from dinov3.weights.fitting import fit_weights
@@ -179,6 +191,65 @@ def test_one_missing_query_bias_of_timm_is_no_zero(tmp_path: Path):
         load_backbone_weights(model, tmp_path / "weights.pth")
 
 
+@pytest.mark.parametrize(
+    "name", ["extra.rope.weight", "blocks.0.rope_q", "foo.periods", "local_cls_norm_extra", "blocks.9.attn.qkv.bias"]
+)
+def test_unknown_tensors_of_meta_are_not_dropped(name: str, tmp_path: Path):
+    raw = meta_dinov3()
+    raw.content[name] = torch.zeros(3 * 96)
+    with pytest.raises(ValueError, match=r"unknown tensor"):
+        load_backbone_weights(create_backbone("dinov3", "tiny")[0], raw.save(tmp_path / "x.pth"))
+
+
+def test_unknown_tensors_that_timm_drops_are_not_dropped(tmp_path: Path):
+    raw = timm_file("retfound")
+    raw.content["pre_logits.weight"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"1 unknown tensor: pre_logits\.weight"):
+        load_backbone_weights(create_backbone("retfound", "tiny")[0], raw.save(tmp_path / "x.pth"))
+
+
+def test_one_missing_zero_bias_of_meta_is_named(tmp_path: Path):
+    raw = meta_dinov3()
+    del raw.content["blocks.2.attn.qkv.bias"]
+    with pytest.raises(ValueError, match=r"1 missing tensor: blocks\.2\.attn\.qkv\.bias"):
+        load_backbone_weights(create_backbone("dinov3", "tiny")[0], raw.save(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patches_of_another_size_are_not_resampled(family: str, tmp_path: Path):
+    raw = timm_file(family)
+    raw.content["patch_embed.proj.weight"] = torch.rand(96, 3, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"1 other shape: patch_embed\.proj\.weight is \(96, 3, 8, 8\) in the file, \(96"
+    ):
+        load_backbone_weights(create_backbone(family, "tiny")[0], raw.save(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.to(torch.int64), r"no dense array of floats: 'blocks\.3\.norm1\.weight' \(strided, int64, cpu\)"),
+        (lambda t: t.to_sparse(), r"no dense array of floats: 'blocks\.3\.norm1\.weight' \(sparse_coo, float32, cpu\)"),
+        (lambda t: t.to("meta"), r"no dense array of floats: 'blocks\.3\.norm1\.weight' \(strided, float32, meta\)"),
+        (lambda t: t * torch.nan, r"1 with values that are not finite, such as blocks\.3\.norm1\.weight"),
+        (lambda t: t[0], r"1 other shape: blocks\.3\.norm1\.weight is \(\) in the file, \(96,\) in the network"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(change, told: str, tmp_path: Path):
+    raw = timm_file("retfound")
+    raw.content["blocks.3.norm1.weight"] = change(raw.content["blocks.3.norm1.weight"])
+    path = tmp_path / "x.pth"
+    torch.save(raw.content, path)
+    with pytest.raises(ValueError, match=told):
+        load_backbone_weights(create_backbone("retfound", "tiny")[0], path)
+
+
+def test_a_compiled_network_is_read(tmp_path: Path):
+    raw = timm_file("visionfm")
+    torch.save({"model": prefixed("_orig_mod.", raw.content)}, tmp_path / "x.pth")
+    assert read_weights(tmp_path / "x.pth").tensors.keys() == raw.content.keys()
+
+
 def test_a_tensor_beside_the_trunk_that_is_no_known_head_is_named(tmp_path: Path):
     raw = meddinov3()
     raw.content["teacher"]["segmentation.weight"] = torch.zeros(1)
@@ -258,7 +329,40 @@ def test_damaged_files_are_told(name: str, length: int, told: str, tmp_path: Pat
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match=name) as error:
         read_weights(path)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert told in str(error.value) and "\n" not in str(error.value) and "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80", b".", b"<html>", b"\x93NUMPY", b"{}", bytes(range(256))])
+def test_whatever_a_file_holds_ends_in_one_sentence(content: bytes, tmp_path: Path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"cannot read .*weights\.pth as a file of weights: it is neither a safetensors"
+    ):
+        read_checkpoint(path)
+
+
+def test_names_that_cannot_be_files():
+    for name in ("x" * 300, "/no/such/file", "/"):
+        with pytest.raises(ValueError, match="weight file not found|cannot read"):
+            read_checkpoint(name)
+
+
+def test_pickles_of_any_protocol_are_not_executed(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for protocol in range(6):
+        path = tmp_path / "weights.pth"
+        path.write_bytes(pickle.dumps({"model": Malicious()}, protocol))
+        with pytest.raises(ValueError, match="cannot read") as error:
+            read_checkpoint(path)
+        assert "weights_only" not in str(error.value) and not (tmp_path / "executed").exists()
+
+
+def test_torchscript_is_told(tmp_path: Path):
+    path = tmp_path / "script.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    with pytest.raises(ValueError, match=r"script\.pt .*it is a TorchScript archive; save its state_dict\(\) instead"):
+        read_checkpoint(path)
 
 
 def test_text_is_no_file_of_weights(tmp_path: Path):

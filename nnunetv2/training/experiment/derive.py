@@ -176,8 +176,13 @@ def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
             images = torch.empty(1, len(planar["normalization_schemes"]), *planar["patch_size"], device="meta")
             logits = network.train()(images)
         layers = list(network.feature_indices)
+        smallest = getattr(network, "patch_size", 1)
     except BUILD_ERRORS as error:
         raise _not_to_be_built(error) from error
+    if min(planar["patch_size"]) < smallest:
+        raise ExperimentError(
+            f"train.patch_size must be at least one ViT patch ({smallest} × {smallest}), found {planar['patch_size']}"
+        )
     if logits.shape != (1, num_classes, *planar["patch_size"]):
         raise ExperimentError(
             f"the network of {architecture['network_class_name']} gives logits of shape {tuple(logits.shape)}, "

@@ -56,19 +56,37 @@ def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     plans = read_json(path)
     if not isinstance(plans, dict) or not {"configurations", "plans_name"} <= plans.keys():
         raise ExperimentError(f"{path} holds no plans: it has no 'configurations' or no 'plans_name'")
+    name, configurations = plans["plans_name"], plans["configurations"]
+    if not isinstance(name, str) or not re.fullmatch(r"[^/]+", name):
+        raise ExperimentError(f"{path}: plans_name must be a name without '/', found {name!r}")
+    if not isinstance(configurations, dict) or not all(isinstance(c, dict) for c in configurations.values()):
+        raise ExperimentError(f"{path}: configurations must be a mapping of names to mappings")
     return plans
 
 
 def planar_configurations(plans: dict[str, Any]) -> list[str]:
     """Names of the 2D configurations of the plans."""
-    return [name for name in plans["configurations"] if len(resolve(plans, name).get("patch_size", ())) == 2]
+    sizes = {name: resolve(plans, name).get("patch_size") for name in plans["configurations"]}
+    return [name for name, size in sizes.items() if isinstance(size, (list, tuple)) and len(size) == 2]
 
 
 def resolve(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """Return a configuration of the plans with all that it inherits."""
-    own = plans["configurations"][configuration]
-    parent = own.get("inherits_from")
-    merged = {**resolve(plans, parent), **own} if parent else dict(own)
+    """Return a configuration of the plans with all that it inherits.
+
+    Raises:
+        ExperimentError: it inherits from one that does not exist, or from itself.
+    """
+    chain = [configuration]
+    while parent := plans["configurations"][chain[-1]].get("inherits_from"):
+        if parent in chain or parent not in plans["configurations"]:
+            raise ExperimentError(
+                f"in the plans {plans['plans_name']!r} configuration {chain[-1]!r} inherits from {parent!r}, which "
+                f"{'inherits from it' if parent in chain else 'does not exist'}"
+            )
+        chain.append(parent)
+    merged: dict[str, Any] = {}
+    for name in reversed(chain):
+        merged.update(plans["configurations"][name])
     merged.pop("inherits_from", None)
     return merged
 

@@ -74,18 +74,27 @@ def packaged_configs() -> list[str]:
     return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 
 
+def find_file(name: str) -> Path | None:
+    """Return the path of a file, `~` expanded; None if there is no such file, or it cannot be one's name."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown user, a zero byte
+        return None
+
+
 def find_config(name_or_path: str) -> Path:
     """Return the path of a packaged configuration, or of a YAML file of the user's own.
 
     Raises:
         ExperimentError: there is neither.
     """
-    packaged = CONFIG_FOLDER / f"{name_or_path}.yaml"
-    own = Path(name_or_path).expanduser()
-    for path in (packaged, own) if "/" not in name_or_path else (own,):
-        if path.is_file():
-            return path
     names = packaged_configs()
+    if name_or_path in names:
+        return CONFIG_FOLDER / f"{name_or_path}.yaml"
+    own = find_file(name_or_path)
+    if own is not None:
+        return own
     raise ExperimentError(
         f"configuration {name_or_path!r} not found{did_you_mean(name_or_path, names)}; allowed: a path to a YAML file, "
         f"or one of {', '.join(names)}"
@@ -107,13 +116,13 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     for override in overrides:
         key, _, value = override.partition("=")
-        if not key or value in ("", "???"):
+        if not key.strip() or value.strip() in ("", "???"):
             raise ExperimentError(f"override {override!r} is not of the form key=value, such as train.num_epochs=50")
     try:
         config = OmegaConf.load(path)
         if isinstance(config, DictConfig):
             OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
         raise ExperimentError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, DictConfig):
         raise ExperimentError(f"{path} must hold a mapping of keys to values, found {type(config).__name__}")
@@ -189,7 +198,7 @@ def _assign(config: DictConfig, schema: type, values: dict[str, Any], prefix: st
         name = f"{prefix}{key}"
         if key not in known:
             allowed = ", ".join(prefix + k for k in known)
-            yield f"unknown key {name} (value {value!r}){did_you_mean(key, known)}; allowed: {allowed}"
+            yield f"unknown key {name} (value {value!r}){did_you_mean(str(key), known)}; allowed: {allowed}"
         elif is_dataclass(known[key].default_factory):
             if isinstance(value, dict):
                 yield from _assign(config[key], known[key].default_factory, value, f"{name}.")

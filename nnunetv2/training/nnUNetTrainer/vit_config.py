@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 from nnunetv2.model.backbone_families import (
@@ -15,7 +14,7 @@ from nnunetv2.model.backbone_families import (
     hub_repository,
 )
 from nnunetv2.training.experiment.decoder_options import misfit, read_factory
-from nnunetv2.training.experiment.schema import Rule, above, at_least, one_of, option, within
+from nnunetv2.training.experiment.schema import Rule, above, at_least, find_file, one_of, option, within
 
 # `Optional[...]`, not `... | None`, in the fields: every omegaconf that we allow reads it.
 # ruff: noqa: UP045
@@ -61,7 +60,7 @@ class ViTModelConfig:
             return
         for key, value in self.decoder.items() if factory.is_known else ():
             if key not in factory.options:
-                hint = did_you_mean(key, factory.options)
+                hint = did_you_mean(str(key), factory.options)
                 allowed = ", ".join(factory.options)
                 yield f"unknown key model.decoder.{key} (value {value!r}){hint}; allowed: {allowed}"
             elif expected := misfit(value, factory.options[key]):
@@ -80,7 +79,7 @@ class ViTModelConfig:
     def weight_problems(self) -> Iterator[str]:
         """Yield why a new training cannot have its pretrained weights, as far as it shows without torch and timm."""
         if self.checkpoint_path:
-            if not Path(self.checkpoint_path).expanduser().is_file():
+            if find_file(self.checkpoint_path) is None:
                 yield f"model.checkpoint_path: no such file: {self.checkpoint_path!r}"
         elif self.pretrained and not self.backbone.startswith(TIMM_PREFIX):
             from dinov3.weights.hub import require_hub_weights  # the hub's client takes longer to load than the rest
