@@ -65,8 +65,11 @@ def table(title: str, header: str, lines: Iterable[str]) -> str:
 def decoder_tables() -> Iterator[str]:
     """Yield a section per packaged decoder, with the keys of `model.decoder` that it reads."""
     for module in packaged_decoders():
-        lines = (f"| `model.decoder.{key}` | `{default}` |" for key, default in read_factory(module).options.items())
-        yield table(f"`model.decoder` of `{module}`", "| key | default |", lines)
+        lines = (
+            f"| `model.decoder.{key}` | `{option.default}` | {' or '.join(option.type_names)} |"
+            for key, option in read_factory(module).options.items()
+        )
+        yield table(f"`model.decoder` of `{module}`", "| key | default | type |", lines)
 
 
 def backbone_rows() -> Iterator[str]:

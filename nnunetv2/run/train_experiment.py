@@ -33,6 +33,7 @@ from nnunetv2.training.experiment.plans_file import (
     write_new_plans,
 )
 from nnunetv2.training.experiment.schema import as_stored, build, find_config, packaged_configs, read_values, refuse
+from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
 
 # What nnU-Net's own writing ends in on a full, a read-only or a foreign disk
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-SCHEMAS = (ViTnnUNetConfig,)
-DEFAULT_TRAINER = "nnUNetTrainer_vit"
+SCHEMAS = (ViTnnUNetConfig, SegFormernnUNetConfig)
 # As nnU-Net sets them when it is run as a script. They must be set before NumPy and torch are loaded.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 
@@ -143,7 +143,7 @@ def read_experiment(args: argparse.Namespace) -> Any:
     if args.name is None:
         check_name(path.stem)
     values = read_values(path, args.overrides)
-    trainer = args.trainer_class_name or values.get("trainer") or DEFAULT_TRAINER
+    trainer = args.trainer_class_name or values.get("trainer") or args.default_trainer
     config = build(schema_of(trainer), values, args.config)
     if args.pretrained_weights is not None:
         config.model.pretrained = False  # the hub's weights would be overwritten at once

@@ -11,6 +11,7 @@ from nnunetv2.model.backbone import FAMILIES
 from nnunetv2.model.model import create_segmentation_model as create_first_model
 from nnunetv2.model.model_upernet import UperNetSegmentationModel, create_segmentation_model
 from nnunetv2.model.segmentation_model import ViTSegmentationModel, autocast_for, pad_to_multiple
+from nnunetv2.model.upsample import resize
 from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
 
 SMALL = {"hidden_size": 32, "backbone_size": "tiny"}
@@ -127,15 +128,19 @@ def test_a_bright_dot_stays_in_place(family: str, decoder: str, size: tuple[int,
     pooled = {"pool_scales": [1]} if decoder.startswith("upernet") else {}
     model = model_for(family, decoder, **pooled).eval()
     distance_error, offset = misplacement(model, size)
-    assert distance_error < 2 and offset < model.patch_size
+    # DPT's coarsest map has steps of two patches, between which a reaction can shift
+    assert distance_error < (4 if decoder.startswith("dpt") else 2) and offset < model.patch_size
 
 
-def test_the_dot_test_sees_a_decoder_that_upsamples_by_sixteen_behind_patches_of_fourteen():
-    model = model_for("dinov2", pool_scales=[1]).eval()
+@every_decoder
+def test_the_dot_test_sees_upsampling_by_sixteen_behind_patches_of_fourteen(decoder: str):
+    pooled = {"pool_scales": [1]} if decoder.startswith("upernet") else {}
+    model = model_for("dinov2", decoder, **pooled).eval()
     decode = model.decode
 
     def scaled(features: list[torch.Tensor], output_size: Any) -> torch.Tensor:
-        return decode(features, [n * 16 // 14 for n in output_size])[..., : output_size[0], : output_size[1]]
+        logits = resize(decode(features, output_size), [n * 16 // 14 for n in output_size])
+        return logits[..., : output_size[0], : output_size[1]]
 
     model.decode = scaled
     distance_error, _ = misplacement(model, (261, 379))

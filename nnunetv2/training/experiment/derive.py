@@ -17,7 +17,7 @@ from nnunetv2.model.backbone import (
     weights_follow,
 )
 from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
-from nnunetv2.training.experiment.decoder_options import FACTORY
+from nnunetv2.training.experiment.decoder_options import FACTORY, RESOLVER
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_configuration, planar_configurations, resolve
 from nnunetv2.training.experiment.schema import as_stored
@@ -56,8 +56,8 @@ def derive_plans(
     derived["plans_name"] = f"{plans['plans_name']}_{name}"
     try:
         derived["configurations"] = _derive_configurations(plans, config)
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error
+    except (ValueError, pydoc.ErrorDuringImport) as error:
+        raise ExperimentError(" ".join(str(error).split())) from error
     num_classes = count_classes(derived, dataset_json)
     for planar in derived["configurations"].values():
         _resolve_layers(planar, num_classes)
@@ -81,13 +81,13 @@ def _derive_configuration(base: dict[str, Any], config: Any) -> dict[str, Any]:
     derived[EXPERIMENT_KEY] = as_stored(config)
     derived["architecture"] = {
         "network_class_name": f"{config.model.model_path}.{FACTORY}",
-        "arch_kwargs": architecture_keywords(config, base["normalization_schemes"]),
+        "arch_kwargs": architecture_keywords(config, base["normalization_schemes"], derived["batch_size"]),
         "_kw_requires_import": [],
     }
     return derived
 
 
-def architecture_keywords(config: Any, normalization_schemes: list[str]) -> dict[str, Any]:
+def architecture_keywords(config: Any, normalization_schemes: list[str], batch_size: int) -> dict[str, Any]:
     """Return the keywords that rebuild the network: no pretrained weights, nothing automatic but the feature layers."""
     model, lora = config.model, config.lora
     checkpoint = Path(model.checkpoint_path).expanduser() if model.checkpoint_path else None
@@ -104,8 +104,14 @@ def architecture_keywords(config: Any, normalization_schemes: list[str]) -> dict
         "out_layers": model.out_layers,
         "input_norm": resolve_input_norm(model.input_norm, model.backbone, normalization_schemes),
         "precision": config.train.precision,
-        **model.decoder,
+        **_decoder_keywords(model, batch_size),
     }
+
+
+def _decoder_keywords(model: Any, batch_size: int) -> dict[str, Any]:
+    """The decoder's options; its module may have a function that decides on what is automatic."""
+    resolve_options = pydoc.locate(f"{model.model_path}.{RESOLVER}")
+    return resolve_options(dict(model.decoder), batch_size) if resolve_options else model.decoder
 
 
 def resolve_input_norm(choice: str, backbone: str, normalization_schemes: list[str]) -> dict[str, list[float]] | None:
@@ -173,15 +179,17 @@ def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
     network = build_on_meta(planar, num_classes)
     try:
         with torch.no_grad():
-            images = torch.empty(1, len(planar["normalization_schemes"]), *planar["patch_size"], device="meta")
+            channels = len(planar["normalization_schemes"])
+            images = torch.empty(planar["batch_size"], channels, *planar["patch_size"], device="meta")
             logits = network.train()(images)
         layers = list(network.feature_indices)
     except BUILD_ERRORS as error:
         raise _not_to_be_built(error) from error
-    if logits.shape != (1, num_classes, *planar["patch_size"]):
+    expected = (planar["batch_size"], num_classes, *planar["patch_size"])
+    if logits.shape != expected:
         raise ExperimentError(
             f"the network of {architecture['network_class_name']} gives logits of shape {tuple(logits.shape)}, "
-            f"expected {(1, num_classes, *planar['patch_size'])}"
+            f"expected {expected}"
         )
     architecture["arch_kwargs"]["out_layers"] = layers
 

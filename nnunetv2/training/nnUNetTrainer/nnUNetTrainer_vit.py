@@ -48,7 +48,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         config: the resolved configuration.
     """
 
-    config_class: ClassVar[type] = ViTnnUNetConfig
+    config_class: ClassVar[type] = ViTnnUNetConfig  # of the YAML file
+    stored_config_class: ClassVar[type] = ViTnnUNetConfig  # of the plans
     default_config: ClassVar[str] = "upernet"
 
     # nnU-Net's constructor reads the signature of this one and expects its own
@@ -70,7 +71,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             raise ExperimentError(
                 f"the plans {plans['plans_name']!r} carry their experiment: config_path must be left out"
             )
-        self.config = restore(self.config_class, plans["configurations"][configuration][EXPERIMENT_KEY])
+        self.config = restore(self.stored_config_class, plans["configurations"][configuration][EXPERIMENT_KEY])
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.my_init_kwargs["config_path"] = config_path
         self._restoring = False
