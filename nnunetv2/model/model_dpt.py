@@ -46,6 +46,8 @@ class DPTSegmentationModel(ViTSegmentationModel):
         check_levels("DPT", self.feature_indices)
         check_one_of("readout_type", readout_type, READOUT_TYPES)
         check_dropout("decoder_dropout", decoder_dropout)
+        if fusion_hidden_size < 1:
+            raise ValueError(f"fusion_hidden_size must be at least 1, found {fusion_hidden_size}")
         if not isinstance(use_batch_norm_in_fusion_residual, bool):
             raise ValueError(
                 "use_batch_norm_in_fusion_residual must be true or false (in a configuration also auto), found "

@@ -243,6 +243,7 @@ def check_compiled(model: nn.Module) -> None:
     assert torch.allclose(compiled(image), model(image), atol=1e-5)
 
 
+@pytest.mark.integration  # seconds each
 @every_decoder
 def test_every_decoder_compiles_in_one_piece(decoder: str):
     # nnU-Net compiles by default on a GPU
