@@ -2,7 +2,8 @@
 
 import filecmp
 import os
-from importlib.metadata import PackageNotFoundError, distribution
+import sysconfig
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,10 @@ def overlay_files() -> list[Path]:
 
 def stale_files() -> list[str]:
     """Files of the checkout that are not installed, or installed in another version, and the other way round."""
-    try:
-        installed = distribution("nnunet-vit")
-    except PackageNotFoundError:
+    # not the metadata that a build leaves in the checkout, which `python -m pytest` would find first
+    site_packages = sysconfig.get_path("purelib")
+    installed = next(iter(distributions(name="nnunet-vit", path=[site_packages])), None)
+    if installed is None:
         return ["(nothing is installed)"]
     ours = overlay_files()
     listed = {Path(str(path)) for path in installed.files or [] if path.parts[0] in ("nnunetv2", "dinov3")}

@@ -1,6 +1,5 @@
 """What a training needs on disk, checked in milliseconds: data set, plans, configuration, preprocessed cases, fold."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.plans_file import check_configuration, read_plans, resolve
+from nnunetv2.training.experiment.plans_file import check_configuration, read_json, read_plans, resolve
 
 DEFAULT_FOLDS = 5  # nnU-Net's cross-validation, where there is no splits_final.json yet
 
@@ -55,8 +54,12 @@ def _preprocess_command(dataset: str, configuration: str) -> str:
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
-    """Read the `dataset.json` beside the plans."""
-    return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    """Read the `dataset.json` beside the plans.
+
+    Raises:
+        ExperimentError: it is no JSON.
+    """
+    return read_json(folder / "dataset.json")
 
 
 def read_base_plans(folder: Path, plans_name: str, configuration: str) -> dict[str, Any]:
@@ -80,12 +83,20 @@ def check_fold(folder: Path, fold: str) -> int | str:
     """Return the fold as nnU-Net takes it: `all`, or a number that the data set's split has.
 
     Raises:
-        ExperimentError: it is neither.
+        ExperimentError: it is neither, or the file of the split cannot be read.
     """
     if fold == "all":
         return fold
-    splits = folder / "splits_final.json"
-    folds = len(json.loads(splits.read_text(encoding="utf-8"))) if splits.is_file() else DEFAULT_FOLDS
+    folds = _number_of_folds(folder / "splits_final.json")
     if not fold.isdecimal() or int(fold) >= folds:
         raise ExperimentError(f"fold {fold!r} is not in the split of {folder.name}; allowed: all, 0 to {folds - 1}")
     return int(fold)
+
+
+def _number_of_folds(splits: Path) -> int:
+    if not splits.is_file():
+        return DEFAULT_FOLDS
+    try:
+        return len(read_json(splits))
+    except ExperimentError as error:  # nnU-Net writes it in place: a kill may have left half of it
+        raise ExperimentError(f"{error}; mend it, or delete it so that nnU-Net makes its own split anew") from error

@@ -25,7 +25,7 @@ from nnunetv2.training.experiment.plans_file import (
     EXPERIMENT_KEY,
     check_configuration,
     check_name,
-    check_same,
+    check_results,
     differences_between,
     listed,
     read_plans,
@@ -88,7 +88,7 @@ def train(args: argparse.Namespace) -> None:
         plans = derive(args, config, plans, folder)
     trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
     results = Path(str(nnUNet_results)) / dataset / f"{trainer}__{plans['plans_name']}__{args.configuration}"
-    check_same(results / "plans.json", plans)
+    check_results(results, plans)
     if not is_new:
         check_checkpoint(results / f"fold_{fold}", args)
     write_new_plans(folder, plans)

@@ -49,6 +49,7 @@ def test_the_log_tells_what_is_trained(trained):
         "Parameters of backbone:",
         "lora_dropout: 0.05",
         "random weights",
+        "Epochs: 2, save_every: 1",
         "Wrote checkpoint_final.pth",
     ):
         assert told in log, told
@@ -111,8 +112,12 @@ def test_validation_again_and_continuing_a_finished_training_need_only_the_name(
     trained.run(*train, "--val")
     assert json.loads(summary.read_text())["foreground_mean"] == before
     trained.run(*train, "--val", "--val_best")
+    plans = summary.parents[2] / "plans.json"
+    whole = plans.read_text()
+    plans.write_text(whole[: len(whole) // 2])  # as a kill leaves it, because nnU-Net writes it in place
     output = trained.run(*train, "--c")
     assert "Training done" in output and "Epoch 0" not in output
+    assert plans.read_text() == whole
 
 
 def test_a_former_training_as_start(trained):

@@ -1,12 +1,14 @@
 """The trainer through its Python interface: resuming, checkpoints, weights, plain plans."""
 
 import copy
+import gc
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.training.experiment.derive import derive_plans
@@ -78,6 +80,17 @@ def test_without_a_seed_trainings_differ(make_trainer):
         trainer.run_training()
         losses.append(trainer.logger.get_value("train_losses", -1))
     assert losses[0] != losses[1]
+
+
+def test_the_plot_of_an_epoch_does_not_stay_in_memory(make_trainer):
+    trainer = make_trainer("train.num_epochs=1")
+    gc.disable()  # whether the collector comes by on its own is chance
+    try:
+        trainer.run_training()
+        figures = [thing for thing in gc.get_objects() if isinstance(thing, Figure)]
+    finally:
+        gc.enable()
+    assert (Path(trainer.output_folder) / "progress.png").is_file() and figures == []
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(make_trainer):
@@ -153,6 +166,48 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(make_trainer, mo
     with pytest.raises(ExperimentError, match="cannot write .*what was there is as it was: .*No space left"):
         trainer.save_checkpoint(str(path))
     assert path.read_bytes() == before and not list(path.parent.glob("*.tmp"))
+
+
+def save_at(trainer: nnUNetTrainer_vit, name: str, epoch: int) -> None:
+    trainer.current_epoch = epoch
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / name))
+
+
+def epochs_stored(trainer: nnUNetTrainer_vit) -> dict[str, int]:
+    paths = Path(trainer.output_folder).glob("checkpoint_*")
+    return {path.name: torch.load(path, weights_only=False)["current_epoch"] for path in paths}
+
+
+def test_the_checkpoint_to_resume_from_is_never_older_than_the_best(make_trainer):
+    trainer = make_trainer()
+    trainer.initialize()
+    save_at(trainer, "checkpoint_latest.pth", epoch=1)
+    save_at(trainer, "checkpoint_best.pth", epoch=4)
+    assert epochs_stored(trainer) == {"checkpoint_latest.pth": 5, "checkpoint_best.pth": 5}
+    save_at(trainer, "checkpoint_latest.pth", epoch=6)
+    assert epochs_stored(trainer) == {"checkpoint_latest.pth": 7, "checkpoint_best.pth": 5}
+
+
+def test_without_hard_links_checkpoints_are_as_nnunet_writes_them(make_trainer, monkeypatch):
+    def refuse(*_paths: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", refuse)
+    trainer = make_trainer()
+    trainer.initialize()
+    save_at(trainer, "checkpoint_latest.pth", epoch=1)
+    save_at(trainer, "checkpoint_best.pth", epoch=4)
+    assert epochs_stored(trainer) == {"checkpoint_latest.pth": 2, "checkpoint_best.pth": 5}
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed_at_the_next_start(make_trainer):
+    trainer = make_trainer()
+    trainer.initialize()
+    save_at(trainer, "checkpoint_latest.pth", epoch=0)
+    left = Path(trainer.output_folder) / "checkpoint_best.pth.tmp"
+    left.write_bytes(b"half a checkpoint")
+    trainer.on_train_start()
+    assert epochs_stored(trainer) == {"checkpoint_latest.pth": 1}
 
 
 def test_pretrained_weights_are_loaded_once_and_not_needed_again(make_trainer, tmp_path: Path):

@@ -105,18 +105,34 @@ def test_no_number_in_a_config_is_read_as_text_by_pyyaml(config: str):
     assert not re.search(r":\s*\d+e-?\d+\s*$", text, flags=re.MULTILINE)
 
 
+def copy_checkout(folder: Path) -> Path:
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in files.stdout.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+def test_a_change_that_is_not_installed_is_noticed_in_a_checkout_that_was_built_in(tmp_path: Path):
+    copy = copy_checkout(tmp_path / "copy")
+    metadata = copy / "nnunet_vit.egg-info"
+    metadata.mkdir()
+    (metadata / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: nnunet-vit\nVersion: 0.1.0\n")
+    (metadata / "SOURCES.txt").write_text("nnunetv2/model/lora.py\n")
+    with (copy / "nnunetv2/model/lora.py").open("a") as file:
+        file.write("# changed\n")
+    command = [sys.executable, "-c", "import conftest; print(conftest.stale_files())"]
+    result = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "['nnunetv2/model/lora.py']", result.stderr
+
+
 def test_editable_install_becomes_an_ordinary_one(tmp_path: Path):
     code = (
         "import sys, warnings; sys.path.insert(0, 'build_backend'); import overlay_backend as b\n"
         f"with warnings.catch_warnings(record=True) as w: print(b.build_editable({str(tmp_path)!r}))\n"
         "assert any('editable' in str(x.message) for x in w), w"
     )
-    # in a copy: a build leaves folders behind
-    copy = tmp_path / "copy"
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    for name in files.stdout.splitlines():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_bytes((ROOT / name).read_bytes())
+    copy = copy_checkout(tmp_path / "copy")  # a build leaves folders behind
     (copy / "build" / "lib" / "nnunetv2").mkdir(parents=True)
     (copy / "build" / "lib" / "nnunetv2" / "deleted_long_ago.py").touch()
     result = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False)

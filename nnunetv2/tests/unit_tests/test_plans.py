@@ -10,7 +10,7 @@ from nnunetv2.model.backbone import create_backbone
 from nnunetv2.model.backbone_families import IMAGENET, VISIONFM_MODALITIES
 from nnunetv2.training.experiment.derive import derive_plans, resolve_input_norm
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.plans_file import check_name, read_plans, write_new_plans
+from nnunetv2.training.experiment.plans_file import check_name, check_results, read_plans, write_new_plans
 from nnunetv2.training.experiment.schema import build, restore
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -195,6 +195,24 @@ def test_the_same_experiment_may_be_written_again_another_may_not(tmp_path: Path
     with pytest.raises(ExperimentError, match=r"(?s)vit\.train\.num_epochs: 7 → 8.*--name"):
         write_new_plans(tmp_path, derive(num_epochs=8))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_half_a_plans_file_in_the_results_is_as_none_but_never_replaced_beside_the_data(tmp_path: Path, share: float):
+    whole = json.dumps(derive())
+    for name in ("plans", "nnUNetPlans_mine"):
+        (tmp_path / f"{name}.json").write_text(whole[: int(share * len(whole))])
+    check_results(tmp_path, derive())
+    with pytest.raises(ExperimentError, match=r"nnUNetPlans_mine\.json is not a valid JSON file"):
+        write_new_plans(tmp_path, derive())
+
+
+def test_results_belong_to_one_experiment(tmp_path: Path):
+    check_results(tmp_path, derive())
+    (tmp_path / "plans.json").write_text(json.dumps(derive()))
+    check_results(tmp_path, derive())
+    with pytest.raises(ExperimentError, match=r"(?s)plans\.json holds another.*num_epochs: None → 8.*--name"):
+        check_results(tmp_path, derive(num_epochs=8))
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch):

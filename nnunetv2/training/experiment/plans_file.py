@@ -31,6 +31,18 @@ def check_name(name: str) -> None:
         )
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ExperimentError: it is none, for example because its writing was interrupted.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path} is not a valid JSON file: {error}") from error
+
+
 def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     """Read a plans file of a preprocessed data set.
 
@@ -41,10 +53,7 @@ def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     if not path.is_file():
         existing = sorted(p.stem for p in folder.glob("*.json") if "lans" in p.stem)
         raise ExperimentError(f"plans {plans_name!r} not found in {folder}; existing: {', '.join(existing) or 'none'}")
-    try:
-        plans = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path} is not a valid JSON file: {error}") from error
+    plans = read_json(path)
     if not isinstance(plans, dict) or not {"configurations", "plans_name"} <= plans.keys():
         raise ExperimentError(f"{path} holds no plans: it has no 'configurations' or no 'plans_name'")
     return plans
@@ -79,21 +88,31 @@ def check_configuration(plans: dict[str, Any], configuration: str) -> None:
         )
 
 
-def check_same(path: Path, experiment: dict[str, Any]) -> None:
-    """Check that a file of plans, if there is one, holds the same as the plans of an experiment.
+def check_same(stored: dict[str, Any], experiment: dict[str, Any], path: Path) -> None:
+    """Check that plans read from `path` are those of an experiment.
 
     Raises:
-        ExperimentError: it holds another experiment; the message shows the difference.
+        ExperimentError: they are another's; the message shows the difference.
     """
-    if not path.is_file():
-        return
-    stored = read_plans(path.parent, path.stem)
     differences = list(differences_between(stored, json.loads(json.dumps(experiment))))
     if differences:
         raise ExperimentError(
             f"{path} holds another experiment (there → now):\n{listed(differences)}\n"
             f"the plans name {experiment['plans_name']!r} is taken: choose another with --name"
         )
+
+
+def check_results(folder: Path, experiment: dict[str, Any]) -> None:
+    """Check that a results folder, if there is one, belongs to an experiment.
+
+    Raises:
+        ExperimentError: its `plans.json` holds another experiment; the message shows the difference.
+    """
+    try:
+        stored = read_plans(folder, "plans")
+    except ExperimentError:
+        return  # nnU-Net writes the file in place at every start of a training: a kill may have left half of it
+    check_same(stored, experiment, folder / "plans.json")
 
 
 def listed(differences: list[str]) -> str:
@@ -112,12 +131,13 @@ def write_new_plans(folder: Path, plans: dict[str, Any]) -> Path:
         ExperimentError: a plans file of this name holds another experiment, or it cannot be written.
     """
     path = folder / f"{plans['plans_name']}.json"
-    check_same(path, plans)
-    if not path.is_file():
-        try:
-            _write_json(path, plans)
-        except OSError as error:
-            raise ExperimentError(f"cannot write the plans {path}: {error.strerror}") from error
+    if path.is_file():
+        check_same(read_plans(folder, path.stem), plans, path)
+        return path
+    try:
+        _write_json(path, plans)
+    except OSError as error:
+        raise ExperimentError(f"cannot write the plans {path}: {error.strerror}") from error
     return path
 
 

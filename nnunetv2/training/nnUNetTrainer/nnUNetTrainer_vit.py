@@ -1,6 +1,8 @@
 """The trainer of every ViT experiment: nnU-Net's trainer, with everything that differs read from the plans."""
 
+import contextlib
 import functools
+import gc
 import os
 import pydoc
 import random
@@ -22,7 +24,7 @@ from nnunetv2.model.segmentation_model import autocast_for, count_parameters_per
 from nnunetv2.training.experiment.derive import derive_plans
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_name, check_same
+from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_name, check_results
 from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
 from nnunetv2.training.experiment.schema import load_config, restore
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -165,6 +167,9 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             f"Backbone mode: {self.config.mode}, feature layers: {network.feature_indices}, "
             f"input normalisation: {keywords['input_norm'] or 'none, channels pass as nnU-Net normalises them'}"
         )
+        self.print_to_log_file(
+            f"Epochs: {self.num_epochs}, save_every: {self.save_every} (epochs from checkpoint to checkpoint)"
+        )
         parts = count_parameters_per_part(network)
         for name, (total, trainable) in parts.items():
             self.print_to_log_file(f"Parameters of {name}: {total:,}, trainable {trainable:,}", add_timestamp=False)
@@ -204,8 +209,11 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         Raises:
             ExperimentError: the plans in the results folder are others.
         """
-        check_same(Path(self.output_folder_base) / "plans.json", self.plans_manager.plans)
+        check_results(Path(self.output_folder_base), self.plans_manager.plans)
         super().on_train_start()
+        if self.local_rank == 0:
+            for left_by_a_kill in Path(self.output_folder).glob("checkpoint_*.pth.tmp"):
+                left_by_a_kill.unlink()
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -256,6 +264,11 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         super().on_validation_epoch_end(val_outputs)
         self._stop_unless_finite("validation loss", self.logger.get_value("val_losses", step=-1))
 
+    def on_epoch_end(self) -> None:
+        """End an epoch as nnU-Net does, and give back the memory of its plot."""
+        super().on_epoch_end()
+        gc.collect()  # the figure, 65 MB, hangs in a cycle of references until the collector happens to come by
+
     def _stop_unless_finite(self, name: str, value: float | np.ndarray) -> None:
         if np.isfinite(value):
             return
@@ -284,6 +297,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         try:
             super().save_checkpoint(temporary)
             os.replace(temporary, filename)
+            if Path(filename).name == "checkpoint_best.pth":
+                self._resume_from(filename)
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
             free = shutil.disk_usage(Path(filename).parent).free / 2**20
             reason = f"{str(error).splitlines()[0]} ({free:.0f} MiB are free on the disk)"
@@ -292,6 +307,16 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             Path(temporary).unlink(missing_ok=True)
         size = os.path.getsize(filename) / 2**20
         self.print_to_log_file(f"Wrote {Path(filename).name} ({size:.1f} MiB) in {time() - start:.1f} s")
+
+    @staticmethod
+    def _resume_from(filename: str) -> None:
+        # nnU-Net resumes from checkpoint_latest even where checkpoint_best is newer. A second name costs no space.
+        latest = Path(filename).with_name("checkpoint_latest.pth")
+        link = Path(f"{latest}.tmp")
+        link.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system without hard links: latest stays older than best
+            os.link(filename, link)
+            os.replace(link, latest)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Load a checkpoint; the pretrained weights are not asked for again."""
