@@ -25,8 +25,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # nnU-Net's normalisations whose result lies in [0, 1]
 UNIT_RANGE_SCHEMES = ("RGBTo01Normalization", "RescaleTo01Normalization")
-# What a decoder, also one of the user's own, may raise on keywords that do not go together
-BUILD_ERRORS = (ValueError, TypeError, RuntimeError, AttributeError, pydoc.ErrorDuringImport)
 
 
 def derive_plans(
@@ -56,8 +54,8 @@ def derive_plans(
     derived["plans_name"] = f"{plans['plans_name']}_{name}"
     try:
         derived["configurations"] = _derive_configurations(plans, config)
-    except (ValueError, pydoc.ErrorDuringImport) as error:
-        raise ExperimentError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
     num_classes = count_classes(derived, dataset_json)
     for planar in derived["configurations"].values():
         _resolve_layers(planar, num_classes)
@@ -110,8 +108,11 @@ def architecture_keywords(config: Any, normalization_schemes: list[str], batch_s
 
 def _decoder_keywords(model: Any, batch_size: int) -> dict[str, Any]:
     """The decoder's options; its module may have a function that decides on what is automatic."""
-    resolve_options = pydoc.locate(f"{model.model_path}.{RESOLVER}")
-    return resolve_options(dict(model.decoder), batch_size) if resolve_options else model.decoder
+    try:
+        resolve_options = pydoc.locate(f"{model.model_path}.{RESOLVER}")
+        return resolve_options(dict(model.decoder), batch_size) if resolve_options else model.decoder
+    except Exception as error:  # whatever a decoder of the user's own raises
+        raise _not_to_be_built(error) from error
 
 
 def resolve_input_norm(choice: str, backbone: str, normalization_schemes: list[str]) -> dict[str, list[float]] | None:
@@ -165,12 +166,13 @@ def build_on_meta(planar: dict[str, Any], num_classes: int) -> nn.Module:
         with torch.device("meta"), weights_follow():
             options = {"num_classes": num_classes, "input_channels": channels, "deep_supervision": False}
             return factory(**options, **architecture["arch_kwargs"]).to("meta")
-    except BUILD_ERRORS as error:
+    except Exception as error:  # whatever a decoder of the user's own raises
         raise _not_to_be_built(error) from error
 
 
 def _not_to_be_built(error: Exception) -> ExperimentError:
-    return ExperimentError(f"the network cannot be built as configured: {' '.join(str(error).split())}")
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return ExperimentError(f"the network cannot be built as configured: {kind}{' '.join(str(error).split())}")
 
 
 def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
@@ -183,7 +185,7 @@ def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
             images = torch.empty(planar["batch_size"], channels, *planar["patch_size"], device="meta")
             logits = network.train()(images)
         layers = list(network.feature_indices)
-    except BUILD_ERRORS as error:
+    except Exception as error:  # whatever a decoder of the user's own raises
         raise _not_to_be_built(error) from error
     expected = (planar["batch_size"], num_classes, *planar["patch_size"])
     if logits.shape != expected:

@@ -122,7 +122,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         """Build the network that the plans describe, as nnU-Net does; its weights are loaded afterwards.
 
         Raises:
-            ValueError: the module that the plans name is not there.
+            ExperimentError: the module that the plans name is not there.
         """
         name = configuration_manager.network_arch_class_name
         if pydoc.locate(name) is None:
