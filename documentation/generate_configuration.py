@@ -1,18 +1,30 @@
 """Write documentation/configuration.md from the dataclasses of the configuration; a test keeps the two together."""
 
+import ast
+import importlib
+import inspect
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import yaml
 
 from nnunetv2.model.backbone_families import FAMILIES
-from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
+from nnunetv2.training.experiment.decoder_options import FACTORY, packaged_decoders, read_factory
 from nnunetv2.training.experiment.schema import default_of, packaged_configs, type_text
+from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 HEADER = "| key | default | allowed | what it is |"
 BACKBONE_HEADER = "| `model.backbone` | `model.backbone_size` | patch | weights | licence |"
+OPTION_HEADER = "| key | default | type | what it is |"
+# Options that a module adds to those of its class, and so are not in the docstring of the class.
+OWN_OPTIONS = {
+    ("nnunetv2.model.model", "head_type"): "`upernet`, nothing else",
+    ("nnunetv2.model.primus", "multiscale"): "read the maps of four depths, not only the last one's",
+}
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration reference
 
@@ -25,14 +37,30 @@ Unknown keys, wrong types and impossible values are refused before anything is l
 Write small numbers out (`0.0001`): some YAML readers take `1e-4` for text.
 
 """
+FLAT = """## The flat schema of `nnUNetv2_train_segformer`
+
+A configuration of this command names no decoder, and two options of [SegFormer](decoders/segformer.md) stand in `model`
+itself. What is not in this table is as above; without `--config` the command takes `segformer_default`. The plans hold
+the same experiment in the schema above.
+
+"""
 
 
-def rows(schema: type, prefix: str) -> Iterator[str]:
-    """Yield the table rows of a configuration class, those of nested classes not included."""
+def rows(schema: type, prefix: str, known: type | None = None) -> Iterator[str]:
+    """Yield the table rows of a configuration class, those of nested classes not included.
+
+    Args:
+        schema: the class.
+        prefix: what stands before the keys.
+        known: a class whose fields are left out where they are the same.
+    """
+    others = {f.name: f for f in fields(known)} if known else {}
     for field in fields(schema):
         if is_dataclass(field.default_factory):
             continue
         default = default_of(field)
+        if field.name in others and default == default_of(others[field.name]):
+            continue
         rule = field.metadata["rule"]
         allowed = type_text(field.type) + (f"; {rule.text}" if rule else "")
         yield f"| `{prefix}{field.name}` | `{as_yaml(default)}` | {allowed} | {field.metadata['text']} |"
@@ -40,33 +68,70 @@ def rows(schema: type, prefix: str) -> Iterator[str]:
 
 def as_yaml(value: object) -> str:
     """Write a default value as it stands in a YAML file."""
+    if isinstance(value, float):
+        return format(Decimal(repr(value)), "f")
+    value = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
 
 
 def page() -> str:
     """Return the whole page."""
     parts = [HEAD]
-    nested = [(f.name, f.default_factory) for f in fields(ViTnnUNetConfig) if is_dataclass(f.default_factory)]
-    for title, schema in [("Root", ViTnnUNetConfig), *nested]:
+    nested = nested_schemas(ViTnnUNetConfig)
+    for title, schema in [("Root", ViTnnUNetConfig), *nested.items()]:
         prefix = "" if title == "Root" else f"{title}."
         parts.append(table(f"`{title}`" if prefix else title, HEADER, rows(schema, prefix)))
-    parts.extend(decoder_tables())
+    parts.append(flat_section())
+    for module in packaged_decoders():
+        parts.append(table(f"`model.decoder` of `{module}`", OPTION_HEADER, option_rows(module)))
     parts.append("## Packaged configurations\n\n" + "".join(f"- `{name}`\n" for name in packaged_configs()) + "\n")
     parts.append(table("Backbones", BACKBONE_HEADER, backbone_rows()))
     return "".join(parts).rstrip("\n") + "\n"
 
 
+def nested_schemas(schema: type) -> dict[str, type]:
+    """The sections of a configuration: name to class."""
+    return {f.name: f.default_factory for f in fields(schema) if is_dataclass(f.default_factory)}
+
+
+def flat_section() -> str:
+    """Return the section on SegFormer's own schema: the whole of `model`, of the rest what differs."""
+    vit, lines = nested_schemas(ViTnnUNetConfig), list(rows(SegFormernnUNetConfig, "", ViTnnUNetConfig))
+    for name, schema in nested_schemas(SegFormernnUNetConfig).items():
+        lines += rows(schema, f"{name}.", None if name == "model" else vit[name])
+    return FLAT + lines_of_table(HEADER, lines) + "\n"
+
+
 def table(title: str, header: str, lines: Iterable[str]) -> str:
     """Return a section with a table."""
-    rule = "| --- " * (header.count("|") - 1) + "|"
-    return "\n".join([f"## {title}", "", header, rule, *lines]) + "\n\n"
+    return f"## {title}\n\n{lines_of_table(header, lines)}\n"
 
 
-def decoder_tables() -> Iterator[str]:
-    """Yield a section per packaged decoder, with the keys of `model.decoder` that it reads."""
-    for module in packaged_decoders():
-        lines = (f"| `model.decoder.{key}` | `{default}` |" for key, default in read_factory(module).options.items())
-        yield table(f"`model.decoder` of `{module}`", "| key | default |", lines)
+def lines_of_table(header: str, lines: Iterable[str]) -> str:
+    """Return a table."""
+    return "\n".join([header, "| --- " * (header.count("|") - 1) + "|", *lines]) + "\n"
+
+
+def option_rows(module: str) -> Iterator[str]:
+    """Yield the table rows of the keys of `model.decoder` that a module reads.
+
+    Raises:
+        ValueError: an option is described nowhere.
+    """
+    texts = described_arguments(inspect.signature(getattr(importlib.import_module(module), FACTORY)).return_annotation)
+    for key, option in read_factory(module).options.items():
+        text = OWN_OPTIONS.get((module, key)) or texts.get(key)
+        if text is None:
+            raise ValueError(f"the docstring of the model class of {module} does not say what {key} is")
+        default = as_yaml(ast.literal_eval(option.default))
+        yield f"| `model.decoder.{key}` | `{default}` | {' or '.join(option.type_names)} | {text} |"
+
+
+def described_arguments(model_class: type) -> dict[str, str]:
+    """What the docstring of a class says of its arguments."""
+    section = inspect.getdoc(model_class).partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
 
 
 def backbone_rows() -> Iterator[str]:

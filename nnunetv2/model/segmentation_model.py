@@ -216,9 +216,13 @@ class ViTSegmentationModel(nn.Module):
         return logits[..., :height, :width].float()
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Return the features of normalised images (B, C, H, W): maps (B, embed_dim, H / patch, W / patch)."""
+        """Return what the decoder gets of normalised images (B, C, H, W); without a graph if the backbone is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode != "frozen"):
-            return get_vit_features(self.backbone, x, self.feature_indices)
+            return self.extract(x)
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        """Return features of normalised images (B, C, H, W): by default maps (B, embed_dim, H / patch, W / patch)."""
+        return get_vit_features(self.backbone, x, self.feature_indices)
 
     def decode(self, features: list[Tensor], output_size: Sequence[int]) -> Tensor:
         """Map features to logits (B, num_classes, *output_size); every subclass brings its decoder here."""
@@ -229,6 +233,45 @@ class ViTSegmentationModel(nn.Module):
         for name, (total, trainable) in count_parameters_per_part(self).items():
             if detailed or name == "total":
                 print(f"{name}: {total:,} parameters, {trainable:,} trainable ({trainable / total:.2%})")
+
+
+class LastLayerModel(ViTSegmentationModel):
+    """A model whose decoder reads the last block only, unless `out_layers` names others."""
+
+    @classmethod
+    def choose_layers(cls, depth: int, out_layers: Sequence[int] | None = None) -> list[int]:
+        """Return the indices of the blocks whose outputs the decoder gets (see `ViTSegmentationModel`)."""
+        return super().choose_layers(depth, [depth - 1] if out_layers is None else out_layers)
+
+
+def check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Check an option of a decoder that is one of some words.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be {', '.join(allowed)}, found {value!r}")
+
+
+def check_dropout(name: str, value: float) -> None:
+    """Check the probability of a dropout.
+
+    Raises:
+        ValueError: it is not in [0, 1).
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), found {value}")
+
+
+def check_levels(decoder: str, feature_indices: Sequence[int]) -> None:
+    """Check that a decoder which needs four feature layers gets four.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if len(feature_indices) != 4:
+        raise ValueError(f"{decoder} needs four feature layers, model.out_layers names {list(feature_indices)}")
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:

@@ -5,12 +5,13 @@ import argparse
 DEVICES = ("cuda", "cpu", "mps")
 
 
-def training_parser(prog: str, description: str) -> argparse.ArgumentParser:
+def training_parser(prog: str, description: str, default_trainer: str) -> argparse.ArgumentParser:
     """Return the parser of a training command.
 
     Args:
         prog: name of the command.
         description: what it does, in a sentence.
+        default_trainer: the trainer of configurations that name none.
     """
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -19,6 +20,7 @@ def training_parser(prog: str, description: str) -> argparse.ArgumentParser:
         "-tr TRAINER -p PLANS_NAME, where PLANS_NAME is <plans>_<name>, such as nnUNetPlans_upernet.",
         allow_abbrev=False,
     )
+    parser.set_defaults(default_trainer=default_trainer)
     add = parser.add_argument
     add("dataset_name_or_id", help="data set, such as 101 or Dataset101_LESAV")
     add("configuration", help="a 2D configuration of the plans: 2d")

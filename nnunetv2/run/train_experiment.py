@@ -43,6 +43,7 @@ from nnunetv2.training.experiment.schema import (
     read_values,
     refuse,
 )
+from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.ENAMETOOLONG),
 )
-SCHEMAS = (ViTnnUNetConfig,)
-DEFAULT_TRAINER = "nnUNetTrainer_vit"
+SCHEMAS = (ViTnnUNetConfig, SegFormernnUNetConfig)
 # As nnU-Net sets them when it is run as a script. They must be set before NumPy and torch are loaded.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 
@@ -171,7 +171,7 @@ def read_experiment(args: argparse.Namespace) -> Any:
     values = read_values(path, args.overrides)
     if not isinstance(values.get("trainer", ""), str):
         raise ExperimentError(f"{args.config}: trainer must be str, found {values['trainer']!r}")
-    trainer = args.trainer_class_name or values.get("trainer") or DEFAULT_TRAINER
+    trainer = args.trainer_class_name or values.get("trainer") or args.default_trainer
     config = build(schema_of(trainer), values, args.config)
     if args.pretrained_weights is not None:
         config.model.pretrained = False  # the hub's weights would be overwritten at once

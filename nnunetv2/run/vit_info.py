@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
+from nnunetv2.run.train_experiment import schema_of
 from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import find_config, find_file, packaged_configs, read_values
+from nnunetv2.training.experiment.schema import build, find_config, find_file, packaged_configs, read_values
 
 if TYPE_CHECKING:
     from dinov3.weights.layouts import WeightFile
@@ -64,11 +65,9 @@ def overview() -> Iterator[str]:
 
 def _config_row(name: str) -> tuple[str, str, str, str]:
     values = read_values(find_config(name))
-    model = values.get("model", {})
-    lora = values.get("lora", {}).get("enabled", False)
-    mode = "lora" if lora else "frozen" if model.get("freeze_backbone", True) else "full"
-    decoder = str(model.get("model_path", "")).rpartition(".")[2].removeprefix("model_")
-    return values.get("trainer", ""), decoder, f"{model.get('backbone')} {model.get('backbone_size')}", mode
+    config = build(schema_of(values["trainer"]), values, name)
+    decoder = config.model.model_path.rpartition(".")[2].removeprefix("model_")
+    return config.trainer, decoder, f"{config.model.backbone} {config.model.backbone_size}", config.mode
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -92,6 +92,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     make_dataset(place.raw, num_train=5, num_test=2, size=80)
     place.plan(DATASET_ID)
     (place.root / "tiny.yaml").write_text(TINY_CONFIG)
+    without_options = [line for line in TINY_CONFIG.splitlines() if "decoder:" not in line]
+    (place.root / "any_decoder.yaml").write_text("\n".join(without_options))
     return place
 
 

@@ -8,43 +8,79 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunetv2.training.experiment.schema import packaged_configs
+
 TRAINING_CASES = 5  # nnU-Net's five folds
-PLANS = "nnUNetPlans_upernet_test_dinov3"
 
 
 class Case(NamedTuple):
+    """A packaged configuration, shrunk, on a few cases of a data set."""
+
+    config: str
     number: int
     dataset: str
     images: str  # the data set whose images are read
     labels: str
     options: tuple[str, ...]
-    input_norm: str
     heads: int  # output channels: classes, or regions
+    ignored: str = ""  # a label that is declared as nnU-Net's ignore label
+
+    def __str__(self) -> str:
+        return f"{self.config}-{self.dataset}{'-ignore' if self.ignored else ''}"
 
 
 PHOTOGRAPHS = ("train.patch_size=[512,512]", "train.batch_size=1")
 MICROSCOPY = ("train.patch_size=[200,264]",)
 SLICES = ("train.batch_size=4",)
-PASS = "none, channels pass"
+INPUT_NORM = "none, channels pass"
+LESAV, NUCLEI, HIPPOCAMPUS = "Dataset101_LESAV", "Dataset102_NucleiDSB2018", "Dataset103_Hippocampus"
+LESAV_AV, REGIONS = "Dataset111_LESAV_AV", "Dataset113_HippocampusRegions"
 CASES = [
-    Case(101, "Dataset101_LESAV", "Dataset101_LESAV", "labelsTr", PHOTOGRAPHS, PASS, 2),
+    Case("upernet_test_dinov3", 101, LESAV, LESAV, "labelsTr", (*PHOTOGRAPHS, "model.decoder.hidden_size=32"), 2),
+    Case("linear_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", MICROSCOPY, 2),
     Case(
-        102,
-        "Dataset102_NucleiDSB2018",
-        "Dataset102_NucleiDSB2018",
+        "dpt_test_dinov3",
+        103,
+        HIPPOCAMPUS,
+        HIPPOCAMPUS,
         "labelsTr",
-        ("train.patch_size=[200,264]",),
-        PASS,
-        2,
+        (*SLICES, "model.decoder.fusion_hidden_size=32"),
+        3,
     ),
-    Case(103, "Dataset103_Hippocampus", "Dataset103_Hippocampus", "labelsTr", SLICES, PASS, 3),
-    Case(111, "Dataset111_LESAV_AV", "Dataset101_LESAV", "labelsTr_av", PHOTOGRAPHS, PASS, 4),
-    Case(113, "Dataset113_HippocampusRegions", "Dataset103_Hippocampus", "labelsTr", SLICES, PASS, 2),
+    Case(
+        "unetr_test_dinov2",
+        103,
+        HIPPOCAMPUS,
+        HIPPOCAMPUS,
+        "labelsTr",
+        (*SLICES, "model.decoder.decoder_channels=[32,16,16,8,8]"),
+        3,
+    ),
+    Case("primus_test_dinov2", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, "model.decoder.embed_dim=64"), 3),
+    Case(
+        "primus_multiscale_test_dinov3",
+        111,
+        LESAV_AV,
+        LESAV,
+        "labelsTr_av",
+        (*PHOTOGRAPHS, "model.decoder.embed_dim=32"),
+        4,
+    ),
+    Case(
+        "segformer_test_dinov2",
+        111,
+        LESAV_AV,
+        LESAV,
+        "labelsTr_av",
+        (*PHOTOGRAPHS, "model.decoder.decoder_hidden_size=32"),
+        3,
+        ignored="crossing_or_uncertain",
+    ),
+    Case("segformer_test_dinov3", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, "lora.enabled=true"), 2),
 ]
 TINY = (
     "model.backbone_size=tiny",
     "model.pretrained=false",
-    "model.decoder.hidden_size=32",
     "train.num_epochs=1",
     "train.num_iterations_per_epoch=2",
     "train.num_val_iterations_per_epoch=1",
@@ -60,6 +96,8 @@ def subset(case: Case, real_data: Path, raw: Path) -> Path:
     names = sorted(path.name.removesuffix(ending) for path in (source / case.labels).iterdir())
     chosen = names[:: max(1, len(names) // TRAINING_CASES)][:TRAINING_CASES]  # of all image sizes
     description["numTraining"] = len(chosen)
+    if case.ignored:
+        description["labels"]["ignore"] = description["labels"].pop(case.ignored)
     description["dataset"] = {
         name: {
             "images": [str(source / "imagesTr" / f"{name}_0000{ending}")],
@@ -75,25 +113,15 @@ def subset(case: Case, real_data: Path, raw: Path) -> Path:
     return test
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.dataset)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_train_and_predict(case: Case, real_data: Path, make_workplace):
     place = make_workplace(case.dataset)
     test = subset(case, real_data, place.raw)
     place.plan(str(case.number))
-    train = ("nnUNetv2_train_vit", case.number, "2d", 0, "--config", "upernet_test_dinov3", "-device", "cpu")
+    train = ("nnUNetv2_train_vit", case.number, "2d", 0, "--config", case.config, "-device", "cpu")
     place.run(*train, *TINY, *case.options)
-    model = (
-        "-d",
-        case.number,
-        "-c",
-        "2d",
-        "-f",
-        0,
-        "-tr",
-        "nnUNetTrainer_vit",
-        "-p",
-        "nnUNetPlans_upernet_test_dinov3",
-    )
+    plans = f"nnUNetPlans_{case.config}"
+    model = ("-d", case.number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", plans)
     output = place.root / "predicted"
     options = ("-device", "cpu", "--disable_tta", "--save_probabilities", "-npp", 1, "-nps", 1)
     place.run("nnUNetv2_predict", "-i", test, "-o", output, *model, *options)
@@ -102,11 +130,17 @@ def test_train_and_predict(case: Case, real_data: Path, make_workplace):
     (path,) = (p for p in output.iterdir() if p.name.endswith((".png", ".nii.gz")))
     predicted = sitk.ReadImage(str(path))
     assert predicted.GetSize() == image.GetSize()
-    assert set(np.unique(sitk.GetArrayFromImage(predicted))) <= set(range(4 if case.number == 111 else 3))
+    labels = 3 if case.number == 113 else case.heads  # regions: two channels stand for three labels
+    assert set(np.unique(sitk.GetArrayFromImage(predicted))) <= set(range(labels))
     probabilities = np.load(next(output.glob("*.npz")))["probabilities"]
     assert len(probabilities) == case.heads and np.isfinite(probabilities).all()
     if case.number != 113:  # regions overlap, so that theirs need not sum to one
         assert np.allclose(probabilities.sum(0), 1, atol=1e-3)
-    results = place.results / case.dataset / f"nnUNetTrainer_vit__{PLANS}__2d" / "fold_0"
+    results = place.results / case.dataset / f"nnUNetTrainer_vit__{plans}__2d" / "fold_0"
     assert json.loads((results / "validation" / "summary.json").read_text())["foreground_mean"]
-    assert case.input_norm in next(results.glob("training_log_*.txt")).read_text()
+    assert INPUT_NORM in next(results.glob("training_log_*.txt")).read_text()
+
+
+def test_every_decoder_is_trained_on_real_data():
+    heads = {case.config.partition("_test_")[0] for case in CASES}
+    assert heads == {name.partition("_test_")[0] for name in packaged_configs() if "_test_" in name}

@@ -28,9 +28,9 @@ def make_trainer(workplace, base_plans: dict, dataset_json: dict, tmp_path: Path
     for name, folder in workplace.folders.items():
         monkeypatch.setenv(name, str(folder))
 
-    def make(*overrides: str, results: str = "results") -> nnUNetTrainer_vit:
+    def make(*overrides: str, results: str = "results", file: str = "tiny.yaml") -> nnUNetTrainer_vit:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / results))
-        config = load_config(ViTnnUNetConfig, str(workplace.root / "tiny.yaml"), overrides)
+        config = load_config(ViTnnUNetConfig, str(workplace.root / file), overrides)
         plans = derive_plans(base_plans, "2d", dataset_json, config, "tiny")
         return nnUNetTrainer_vit(plans, "2d", 0, dataset_json, CPU)
 
@@ -71,6 +71,42 @@ def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, mode: list
         assert torch.equal(value, second.network.state_dict()[name]), name
     expected = [0.5, 1.0, 0.75, 0.25]
     assert straight.logger.get_value("lrs", None) == pytest.approx([0.01 * factor for factor in expected])
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        ["model_segformer", "decoder_hidden_size=16"],
+        ["model_dpt", "fusion_hidden_size=16", "use_batch_norm_in_fusion_residual=auto"],
+        ["model_unetr", "decoder_channels=[16,8,8,8,8]", "image_branch=true"],
+        ["primus", "embed_dim=32"],
+        ["primus", "embed_dim=32", "multiscale=true"],
+        ["model_linear", "dropout=0.5"],
+    ],
+    ids=lambda decoder: decoder[0] + "_multiscale" * ("multiscale=true" in decoder),
+)
+def test_every_decoder_resumes(make_trainer, decoder: list[str]):
+    module, *options = decoder
+    overrides = [f"model.model_path=nnunetv2.model.{module}", *(f"model.decoder.{option}" for option in options)]
+    straight = make_trainer(*overrides, results="straight", file="any_decoder.yaml")
+    straight.run_training()
+    interrupt_after(make_trainer(*overrides, results="resumed", file="any_decoder.yaml"), epochs=1)
+    second = make_trainer(*overrides, results="resumed", file="any_decoder.yaml")
+    second.load_checkpoint(str(Path(second.output_folder) / "checkpoint_latest.pth"))
+    second.run_training()
+    assert second.logger.get_value("train_losses", None) == straight.logger.get_value("train_losses", None)
+    for name, value in straight.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name]), name
+
+
+def test_what_is_automatic_is_decided_in_the_plans(make_trainer):
+    option = "use_batch_norm_in_fusion_residual"
+    dpt = ["model.model_path=nnunetv2.model.model_dpt", "model.decoder.fusion_hidden_size=16"]
+    for batch_size in (2, 4):
+        overrides = [*dpt, f"model.decoder.{option}=auto", f"train.batch_size={batch_size}"]
+        planar = make_trainer(*overrides, file="any_decoder.yaml").configuration_manager.configuration
+        assert planar["architecture"]["arch_kwargs"][option] is (batch_size == 4)
+        assert planar["vit"]["model"]["decoder"][option] == "auto"
 
 
 def test_without_a_seed_trainings_differ(make_trainer):

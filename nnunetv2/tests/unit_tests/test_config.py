@@ -1,11 +1,14 @@
 """Configurations: the packaged ones, what is refused and how it is told."""
 
+import ast
 from pathlib import Path
 
 import pytest
 
+from nnunetv2.training.experiment.decoder_options import read_factory
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import load_config, packaged_configs, refuse
+from nnunetv2.training.experiment.schema import as_stored, load_config, packaged_configs, refuse
+from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 BASE = {"model.backbone_size": "tiny", "model.pretrained": "false"}
@@ -23,12 +26,16 @@ def refusal(*overrides: str, name_or_path: str = "upernet") -> str:
     return str(caught.value)
 
 
+DECODERS = ("upernet", "segformer", "dpt", "unetr", "primus", "primus_multiscale", "linear")
+FLAT = "segformer_default"
+
+
 def test_the_packaged_configs_are_there():
-    expected = {"upernet", "upernet_lora", "upernet_test_dinov2", "upernet_test_dinov3"}
-    assert expected <= set(packaged_configs())
+    expected = {f"{name}{end}" for name in DECODERS for end in ("", "_lora", "_test_dinov2", "_test_dinov3")}
+    assert set(packaged_configs()) == expected | {"segformer_test_retfound", "segformer_test_visionfm", FLAT}
 
 
-@pytest.mark.parametrize("name", [n for n in packaged_configs() if n.startswith("upernet")])
+@pytest.mark.parametrize("name", [name for name in packaged_configs() if name != FLAT])
 def test_packaged_configs_have_the_documented_values(name: str):
     config = load_config(ViTnnUNetConfig, name)
     train = config.train
@@ -37,9 +44,74 @@ def test_packaged_configs_have_the_documented_values(name: str):
     iterations = (10, 10) if "_test_" in name else (250, 50)
     assert (train.num_iterations_per_epoch, train.num_val_iterations_per_epoch) == iterations
     assert train.num_epochs == 1000
-    assert config.lora.enabled == name.endswith("_lora")
-    # a configuration selects the backbone that its name says
+    assert config.mode == ("lora" if name.endswith("_lora") else "frozen")
+    # a configuration selects the backbone and the decoder that its name says
     assert config.model.backbone == (name.rpartition("_")[2] if "_test_" in name else "dinov3")
+    assert config.model.model_path.endswith(name.partition("_")[0])
+    assert bool(config.model.decoder.get("multiscale")) == ("multiscale" in name)
+
+
+def test_packaged_configs_name_the_decoders_defaults():
+    """Only Primus' width, which its authors fix, differs from the default of the code."""
+    for name in DECODERS:
+        model = load_config(ViTnnUNetConfig, name).model
+        for key, option in read_factory(model.model_path).options.items():
+            if key in model.decoder and key not in ("embed_dim", "multiscale"):
+                default = ast.literal_eval(option.default)
+                assert model.decoder[key] == (list(default) if isinstance(default, tuple) else default), (name, key)
+
+
+def test_the_flat_segformer_schema_is_mapped():
+    config = load_config(SegFormernnUNetConfig, FLAT)
+    assert isinstance(config, ViTnnUNetConfig) and config.mode == "lora"
+    assert config.trainer == "nnUNetTrainerNoDeepSupervision_segformer"
+    assert config.model.model_path == "nnunetv2.model.model_segformer"
+    assert config.model.decoder == {"decoder_hidden_size": 256, "upsampling": "bilinear"}
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.target_modules) == (8, 16, ["qkv"])
+    assert config.lora.lora_dropout == 0.05
+    assert (config.train.initial_lr, config.train.weight_decay, config.train.gradient_clip) == (0.001, 0.00003, 12.0)
+    assert as_stored(SegFormernnUNetConfig().stored()) == as_stored(
+        load_config(SegFormernnUNetConfig, FLAT, [f"train.{key}=null" for key in ITERATIONS])
+    )
+
+
+ITERATIONS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.decoder.hidden_size=3", "unknown key model.decoder (value {'hidden_size': 3})"),
+        ("model.decoder_hidden_size=0", "model.decoder_hidden_size must be at least 1, found 0"),
+        ("model.upsampling=nearest", "model.upsampling must be bilinear, progressive, full, found 'nearest'"),
+        ("model.backbone=dinov4", "unknown backbone 'dinov4'"),
+        ("train.patch_size=[8,8]", "train.patch_size must be at least one ViT patch"),
+    ],
+)
+def test_what_is_wrong_in_the_flat_schema_is_told(override: str, told: str):
+    with pytest.raises(ExperimentError) as caught:
+        load_config(SegFormernnUNetConfig, FLAT, [override])
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "told"),
+    [
+        ("dpt", "model.decoder.use_batch_norm_in_fusion_residual=3", "must be bool or str, found 3"),
+        ("unetr", "model.decoder.decoder_channels=512", "model.decoder.decoder_channels must be list, found 512"),
+        ("unetr", "model.decoder.negative_slope=steep", "must be float, found 'steep'"),
+        ("primus", "model.decoder.embed_dim=wide", "model.decoder.embed_dim must be int or null, found 'wide'"),
+        ("primus", "model.decoder.multiscale=1", "model.decoder.multiscale must be bool, found 1"),
+        ("linear", "model.decoder.dropout=true", "model.decoder.dropout must be float, found True"),
+    ],
+)
+def test_types_of_decoder_options(name: str, override: str, told: str):
+    assert told in refusal(override, name_or_path=name)
+
+
+def test_null_and_auto_where_a_decoder_takes_them():
+    assert load("primus", model__decoder__embed_dim="null").model.decoder["embed_dim"] is None
+    assert load("dpt", model__decoder__use_batch_norm_in_fusion_residual="auto")
 
 
 def test_defaults_of_the_schema():

@@ -1,5 +1,6 @@
 """Behaviours that every decoder shares; parametrised over the decoders and backbone families."""
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,16 +11,50 @@ from nnunetv2.model.backbone import FAMILIES
 from nnunetv2.model.model import create_segmentation_model as create_first_model
 from nnunetv2.model.model_upernet import UperNetSegmentationModel, create_segmentation_model
 from nnunetv2.model.segmentation_model import ViTSegmentationModel, autocast_for, pad_to_multiple
+from nnunetv2.model.upsample import resize
+from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
 
 SMALL = {"hidden_size": 32, "backbone_size": "tiny"}
-VARIANTS = {"progressive": {}, "plain": {"use_progressive_upsample": False}}
+# Every packaged decoder in every form, with reduced widths.
+DECODERS = {
+    "upernet": ("model_upernet", {"hidden_size": 32}),
+    "upernet_plain": ("model_upernet", {"hidden_size": 32, "use_progressive_upsample": False}),
+    "segformer": ("model_segformer", {"decoder_hidden_size": 32}),
+    "segformer_bilinear": ("model_segformer", {"decoder_hidden_size": 32, "upsampling": "bilinear"}),
+    "segformer_full": ("model_segformer", {"decoder_hidden_size": 32, "upsampling": "full"}),
+    "dpt": ("model_dpt", {"fusion_hidden_size": 32}),
+    "dpt_add": ("model_dpt", {"fusion_hidden_size": 32, "readout_type": "add"}),
+    "dpt_ignore": (
+        "model_dpt",
+        {"fusion_hidden_size": 32, "readout_type": "ignore", "use_batch_norm_in_fusion_residual": False},
+    ),
+    "unetr": ("model_unetr", {"decoder_channels": [64, 32, 32, 16, 8]}),
+    "unetr_bilinear": ("model_unetr", {"decoder_channels": [64, 32, 32, 16, 8], "upsample_mode": "bilinear"}),
+    "unetr_image": ("model_unetr", {"decoder_channels": [64, 32, 32, 16, 8], "image_branch": True}),
+    "primus": ("primus", {"embed_dim": 64}),
+    "primus_multiscale": ("primus", {"multiscale": True}),
+    "linear": ("model_linear", {}),
+}
 everywhere = pytest.mark.parametrize("family", FAMILIES)
-both = pytest.mark.parametrize("variant", VARIANTS)
+every_decoder = pytest.mark.parametrize("decoder", DECODERS)
 
 
-def model_for(family: str = "dinov3", variant: str = "progressive", **options: Any) -> UperNetSegmentationModel:
+def model_for(family: str = "dinov3", decoder: str = "upernet", **options: Any) -> ViTSegmentationModel:
     torch.manual_seed(0)
-    return create_segmentation_model(3, backbone_name=family, **{**SMALL, **VARIANTS[variant], **options})
+    module, small = DECODERS[decoder]
+    create = import_module(f"nnunetv2.model.{module}").create_segmentation_model
+    return create(3, backbone_name=family, **{"backbone_size": "tiny", **small, **options})
+
+
+def without_dropout(decoder: str) -> dict[str, float]:
+    """The keyword that switches a decoder's dropout off, if it has any."""
+    options = read_factory(f"nnunetv2.model.{DECODERS[decoder][0]}").options
+    return {name: 0.0 for name in ("decoder_dropout", "dropout") if name in options}
+
+
+def test_every_packaged_decoder_is_tested():
+    tested = {f"nnunetv2.model.{module}" for module, _ in DECODERS.values()}
+    assert tested | {"nnunetv2.model.model"} == set(packaged_decoders())
 
 
 def parameters_with_gradient(model: nn.Module) -> set[str]:
@@ -27,18 +62,19 @@ def parameters_with_gradient(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@both
+@every_decoder
 @everywhere
-def test_logits_have_the_size_of_the_image(family: str, variant: str, channels: int):
-    model = model_for(family, variant, input_channels=channels)
-    for size in ((64, 64), (80, 112), (97, 131), (5, 3)):
+def test_logits_have_the_size_of_the_image(family: str, decoder: str, channels: int):
+    model = model_for(family, decoder, input_channels=channels)
+    for size in ((64, 64), (80, 112), (97, 131)):
         logits = model(torch.rand(1, channels, *size))  # a batch of one in training mode
         assert logits.shape == (1, 3, *size) and logits.dtype == torch.float32
+    assert model.eval()(torch.rand(1, channels, 5, 3)).shape == (1, 3, 5, 3)
 
 
-@both
-def test_a_large_image(variant: str):
-    assert model_for(variant=variant).eval()(torch.rand(1, 3, 512, 512)).shape == (1, 3, 512, 512)
+@every_decoder
+def test_a_large_image(decoder: str):
+    assert model_for(decoder=decoder).eval()(torch.rand(1, 3, 512, 512)).shape == (1, 3, 512, 512)
 
 
 class DotBackbone(nn.Module):
@@ -49,9 +85,12 @@ class DotBackbone(nn.Module):
         self.patch, self.channels = patch, channels
         self.norm = nn.LayerNorm(channels)  # not used: brightness is to arrive as it is
 
-    def forward_intermediates(self, x: torch.Tensor, indices: list[int], **_: Any) -> list[torch.Tensor]:
+    def forward_intermediates(
+        self, x: torch.Tensor, indices: list[int], return_prefix_tokens: bool = False, **_: Any
+    ) -> list[torch.Tensor]:
         brightness = nn.functional.avg_pool2d(x.mean(1, keepdim=True), self.patch)
-        return [brightness.expand(-1, self.channels, -1, -1)] * len(indices)
+        maps = [brightness.expand(-1, self.channels, -1, -1)] * len(indices)
+        return [(x, x.new_zeros(len(x), 1, self.channels)) for x in maps] if return_prefix_tokens else maps
 
 
 def centre_of_mass(heat: torch.Tensor) -> torch.Tensor:
@@ -60,7 +99,7 @@ def centre_of_mass(heat: torch.Tensor) -> torch.Tensor:
     return torch.stack([(heat.sum(1) * rows).sum(), (heat.sum(0) * columns).sum()]) / heat.sum()
 
 
-def reaction(model: UperNetSegmentationModel, size: tuple[int, int], dot: tuple[int, int]) -> torch.Tensor:
+def reaction(model: ViTSegmentationModel, size: tuple[int, int], dot: tuple[int, int]) -> torch.Tensor:
     """Where, in pixels, the logits react to one bright patch, `dot` in (row, column) of the patch grid."""
     patch = model.patch_size
     image = torch.zeros(1, 3, *size)
@@ -70,7 +109,7 @@ def reaction(model: UperNetSegmentationModel, size: tuple[int, int], dot: tuple[
     return centre_of_mass((heat - 0.3 * heat.max()).clamp(min=0))
 
 
-def misplacement(model: UperNetSegmentationModel, size: tuple[int, int]) -> tuple[float, float]:
+def misplacement(model: ViTSegmentationModel, size: tuple[int, int]) -> tuple[float, float]:
     """Two dots: by how many pixels their reactions lie apart too far, and how far the first lies from its dot.
 
     The kernels are random, so that all reactions may be shifted a little, but alike.
@@ -83,20 +122,25 @@ def misplacement(model: UperNetSegmentationModel, size: tuple[int, int]) -> tupl
 
 
 @pytest.mark.parametrize("size", [(256, 384), (261, 379)])
-@both
+@every_decoder
 @pytest.mark.parametrize("family", ["dinov3", "dinov2"])
-def test_a_bright_dot_stays_in_place(family: str, variant: str, size: tuple[int, int]):
-    model = model_for(family, variant, pool_scales=[1]).eval()
+def test_a_bright_dot_stays_in_place(family: str, decoder: str, size: tuple[int, int]):
+    pooled = {"pool_scales": [1]} if decoder.startswith("upernet") else {}
+    model = model_for(family, decoder, **pooled).eval()
     distance_error, offset = misplacement(model, size)
-    assert distance_error < 2 and offset < model.patch_size
+    # DPT's coarsest map has steps of two patches, between which a reaction can shift
+    assert distance_error < (4 if decoder.startswith("dpt") else 2) and offset < model.patch_size
 
 
-def test_the_dot_test_sees_a_decoder_that_upsamples_by_sixteen_behind_patches_of_fourteen():
-    model = model_for("dinov2", pool_scales=[1]).eval()
+@every_decoder
+def test_the_dot_test_sees_upsampling_by_sixteen_behind_patches_of_fourteen(decoder: str):
+    pooled = {"pool_scales": [1]} if decoder.startswith("upernet") else {}
+    model = model_for("dinov2", decoder, **pooled).eval()
     decode = model.decode
 
     def scaled(features: list[torch.Tensor], output_size: Any) -> torch.Tensor:
-        return decode(features, [n * 16 // 14 for n in output_size])[..., : output_size[0], : output_size[1]]
+        logits = resize(decode(features, output_size), [n * 16 // 14 for n in output_size])
+        return logits[..., : output_size[0], : output_size[1]]
 
     model.decode = scaled
     distance_error, _ = misplacement(model, (261, 379))
@@ -115,18 +159,19 @@ def test_padding_reflects_where_it_can_and_repeats_otherwise():
 # --- freezing -----------------------------------------------------------------------------------------------------
 
 
-@both
+@every_decoder
 @everywhere
-def test_frozen_no_gradient_reaches_the_backbone(family: str, variant: str):
-    model = model_for(family, variant, freeze_backbone=True).train()
+def test_frozen_no_gradient_reaches_the_backbone(family: str, decoder: str):
+    model = model_for(family, decoder, freeze_backbone=True).train()
     assert model.mode == "frozen" and not any(m.training for m in model.backbone.modules())
     model(torch.rand(2, 3, 48, 48)).square().mean().backward()
     decoder = {n for n, _ in model.named_parameters() if not n.startswith("backbone.")}
     assert parameters_with_gradient(model) == decoder
 
 
-def test_frozen_dropout_and_stochastic_depth_stay_off():
-    model = model_for(freeze_backbone=True, decoder_dropout=0.0)
+@every_decoder
+def test_frozen_dropout_and_stochastic_depth_stay_off(decoder: str):
+    model = model_for(decoder=decoder, freeze_backbone=True, **without_dropout(decoder))
     for module in model.backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.9
@@ -135,10 +180,10 @@ def test_frozen_dropout_and_stochastic_depth_stay_off():
     assert torch.equal(model(image), model(image))
 
 
-@both
+@every_decoder
 @everywhere
-def test_lora_trains_adapters_and_decoder_only(family: str, variant: str):
-    model = model_for(family, variant, use_lora=True).train()
+def test_lora_trains_adapters_and_decoder_only(family: str, decoder: str):
+    model = model_for(family, decoder, use_lora=True).train()
     assert model.mode == "lora"
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -148,12 +193,14 @@ def test_lora_trains_adapters_and_decoder_only(family: str, variant: str):
     assert parameters_with_gradient(model) == expected
 
 
-def test_merging_lora_keeps_the_logits():
-    model = model_for(use_lora=True).eval()
+@every_decoder
+@everywhere
+def test_merging_lora_keeps_the_logits(family: str, decoder: str):
+    model = model_for(family, decoder, use_lora=True).double().eval()  # in float32 the two round differently
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.05)
-    image = torch.rand(1, 3, 48, 48)
+    image = torch.rand(1, 3, 48, 48, dtype=torch.float64)
     with torch.no_grad():
         before = model(image)
         model.disable_lora()
@@ -161,10 +208,10 @@ def test_merging_lora_keeps_the_logits():
     assert model.mode == "frozen"
 
 
-@both
+@every_decoder
 @everywhere
-def test_full_every_trainable_parameter_gets_a_gradient(family: str, variant: str):
-    model = model_for(family, variant, freeze_backbone=False).train()
+def test_full_every_trainable_parameter_gets_a_gradient(family: str, decoder: str):
+    model = model_for(family, decoder, freeze_backbone=False).train()
     assert model.mode == "full"
     model(torch.rand(2, 3, 64, 64)).square().mean().backward()
     assert {n for n, p in model.named_parameters() if p.grad is None} == set()
@@ -189,13 +236,23 @@ def test_many_feature_layers_do_not_grow_beyond_the_image():
     assert deep(torch.rand(1, 3, 32, 32)).shape == (1, 2, 32, 32) and sizes[-1] == (32, 32)
 
 
-@pytest.mark.parametrize("mode", [{"freeze_backbone": True}, {"use_lora": True}, {"freeze_backbone": False}])
-def test_compiles_in_one_piece(mode: dict):
-    # nnU-Net compiles by default on a GPU
-    model = model_for(decoder_dropout=0.0, lora_dropout=0.0, **mode)
+def check_compiled(model: nn.Module) -> None:
     image = torch.rand(2, 3, 50, 60)
+    torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(image), model(image), atol=1e-5)
+
+
+@pytest.mark.integration  # seconds each
+@every_decoder
+def test_every_decoder_compiles_in_one_piece(decoder: str):
+    # nnU-Net compiles by default on a GPU
+    check_compiled(model_for(decoder=decoder, freeze_backbone=True, **without_dropout(decoder)))
+
+
+@pytest.mark.parametrize("mode", [{"use_lora": True, "lora_dropout": 0.0}, {"freeze_backbone": False}])
+def test_every_mode_compiles_in_one_piece(mode: dict):
+    check_compiled(model_for(decoder_dropout=0.0, **mode))
 
 
 def test_blocks_behind_the_last_feature_layer_do_not_train():
@@ -225,9 +282,14 @@ def test_wrong_shapes_are_told():
             model(torch.rand(shape))
 
 
-def test_saved_and_loaded_it_gives_the_same_logits():
-    model = model_for(use_lora=True).eval()
-    other = create_segmentation_model(3, use_lora=True, **SMALL).eval()
+@every_decoder
+@everywhere
+def test_saved_and_loaded_it_gives_the_same_logits(family: str, decoder: str):
+    model = model_for(family, decoder, use_lora=True).eval()
+    other = model_for(family, decoder, use_lora=True).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
     image = torch.rand(1, 3, 50, 60)
     with torch.no_grad():
         assert torch.equal(model(image), model(image))
@@ -330,9 +392,10 @@ def test_first_names():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@every_decoder
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-def test_on_a_gpu_as_on_the_cpu(precision: str):
-    model = model_for(precision=precision, decoder_dropout=0.0).eval()
+def test_on_a_gpu_as_on_the_cpu(precision: str, decoder: str):
+    model = model_for(decoder=decoder, precision=precision).eval()
     image = torch.rand(2, 3, 70, 90)
     with torch.no_grad():
         expected = model(image)

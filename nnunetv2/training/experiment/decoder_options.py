@@ -9,6 +9,8 @@ import nnunetv2
 
 MODEL_FOLDER = Path(nnunetv2.__path__[0]) / "model"
 FACTORY = "create_segmentation_model"
+# What a module may have beside its factory, `(options, batch_size) → options`, to decide on what is automatic.
+RESOLVER = "resolve_options"
 # A factory that hands `**backbone_options` on has no other options than it names; any other `**name` may take all.
 BACKBONE_OPTIONS = "backbone_options"
 # Keywords of every factory that come from elsewhere in the configuration or from nnU-Net.
@@ -19,16 +21,57 @@ COMMON_KEYWORDS = {
 }  # fmt: skip
 
 
+# Names of Python types to those that YAML gives for them.
+YAML_TYPES: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "list": (list,),
+    "null": (type(None),),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword of a factory, as source text.
+
+    Attributes:
+        default: its default; empty if it has none.
+        annotation: its type; empty if it has none.
+    """
+
+    default: str
+    annotation: str
+
+    @property
+    def type_names(self) -> list[str]:
+        """The types that it takes, of the annotation, or else that of the default: `int`, `list`, `null`, …"""
+        if self.annotation:
+            names = [name.strip().partition("[")[0] for name in self.annotation.split("|")]
+        else:
+            names = [_type_name(self.default)]
+        return [{"Sequence": "list", "tuple": "list", "None": "null"}.get(name, name) for name in names]
+
+
+def _type_name(default: str) -> str:
+    try:
+        value = ast.literal_eval(default)
+    except (ValueError, SyntaxError):
+        return "any"
+    return "any" if value is None else type(value).__name__
+
+
 @dataclass(frozen=True)
 class Factory:
     """The signature of a decoder module's factory.
 
     Attributes:
-        options: the decoder's own keywords, to the source text of their defaults.
+        options: the decoder's own keywords.
         is_known: whether these are all; of a factory that is imported or assigned, or takes any keyword, nobody knows.
     """
 
-    options: dict[str, str]
+    options: dict[str, Option]
     is_known: bool = True
 
 
@@ -81,27 +124,24 @@ def _has_factory(module: str) -> bool:
     return True
 
 
-def misfit(value: object, default: str) -> str:
-    """Say what type an option must have, judged by the source text of its default; empty if the value has it.
-
-    Nothing is said where the default is not a plain value, or null.
-    """
-    try:
-        kind = type(ast.literal_eval(default))
-    except (ValueError, SyntaxError):
-        return ""
-    accepted = {bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (list,), list: (list,)}.get(kind)
+def misfit(value: object, option: Option) -> str:
+    """Say what type an option must have; empty if the value has it, or if nobody knows the type."""
+    names = option.type_names
+    accepted = tuple(kind for name in names for kind in YAML_TYPES.get(name, (object,)))
     # Python counts a bool as an int
-    if accepted is None or (isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))):
-        return ""
-    return "list" if kind is tuple else kind.__name__
+    fits = isinstance(value, accepted) and (not isinstance(value, bool) or bool in accepted or object in accepted)
+    return "" if fits else " or ".join(names)
 
 
-def _keywords(arguments: ast.arguments) -> dict[str, str]:
+def _keywords(arguments: ast.arguments) -> dict[str, Option]:
     positional = arguments.posonlyargs + arguments.args
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
     pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    return {argument.arg: "" if default is None else ast.unparse(default) for argument, default in pairs}
+    return {argument.arg: Option(_source(default), _source(argument.annotation)) for argument, default in pairs}
+
+
+def _source(node: ast.expr | None) -> str:
+    return "" if node is None else ast.unparse(node)
 
 
 def _bound_names(node: ast.stmt) -> set[str]:

@@ -17,7 +17,7 @@ from nnunetv2.model.backbone import (
     weights_follow,
 )
 from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
-from nnunetv2.training.experiment.decoder_options import FACTORY
+from nnunetv2.training.experiment.decoder_options import FACTORY, RESOLVER
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_configuration, planar_configurations, resolve
 from nnunetv2.training.experiment.schema import as_stored
@@ -25,8 +25,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # nnU-Net's normalisations whose result lies in [0, 1]
 UNIT_RANGE_SCHEMES = ("RGBTo01Normalization", "RescaleTo01Normalization")
-# What a decoder, also one of the user's own, may raise on keywords that do not go together
-BUILD_ERRORS = (ValueError, TypeError, RuntimeError, AttributeError, pydoc.ErrorDuringImport)
 
 
 def derive_plans(
@@ -81,13 +79,13 @@ def _derive_configuration(base: dict[str, Any], config: Any) -> dict[str, Any]:
     derived[EXPERIMENT_KEY] = as_stored(config)
     derived["architecture"] = {
         "network_class_name": f"{config.model.model_path}.{FACTORY}",
-        "arch_kwargs": architecture_keywords(config, base["normalization_schemes"]),
+        "arch_kwargs": architecture_keywords(config, base["normalization_schemes"], derived["batch_size"]),
         "_kw_requires_import": [],
     }
     return derived
 
 
-def architecture_keywords(config: Any, normalization_schemes: list[str]) -> dict[str, Any]:
+def architecture_keywords(config: Any, normalization_schemes: list[str], batch_size: int) -> dict[str, Any]:
     """Return the keywords that rebuild the network: no pretrained weights, nothing automatic but the feature layers."""
     model, lora = config.model, config.lora
     checkpoint = Path(model.checkpoint_path).expanduser() if model.checkpoint_path else None
@@ -104,8 +102,17 @@ def architecture_keywords(config: Any, normalization_schemes: list[str]) -> dict
         "out_layers": model.out_layers,
         "input_norm": resolve_input_norm(model.input_norm, model.backbone, normalization_schemes),
         "precision": config.train.precision,
-        **model.decoder,
+        **_decoder_keywords(model, batch_size),
     }
+
+
+def _decoder_keywords(model: Any, batch_size: int) -> dict[str, Any]:
+    """The decoder's options; its module may have a function that decides on what is automatic."""
+    try:
+        resolve_options = pydoc.locate(f"{model.model_path}.{RESOLVER}")
+        return resolve_options(dict(model.decoder), batch_size) if resolve_options else model.decoder
+    except Exception as error:  # whatever a decoder of the user's own raises
+        raise _not_to_be_built(error) from error
 
 
 def resolve_input_norm(choice: str, backbone: str, normalization_schemes: list[str]) -> dict[str, list[float]] | None:
@@ -159,34 +166,37 @@ def build_on_meta(planar: dict[str, Any], num_classes: int) -> nn.Module:
         with torch.device("meta"), weights_follow():
             options = {"num_classes": num_classes, "input_channels": channels, "deep_supervision": False}
             return factory(**options, **architecture["arch_kwargs"]).to("meta")
-    except BUILD_ERRORS as error:
+    except Exception as error:  # whatever a decoder of the user's own raises
         raise _not_to_be_built(error) from error
 
 
 def _not_to_be_built(error: Exception) -> ExperimentError:
-    return ExperimentError(f"the network cannot be built as configured: {' '.join(str(error).split())}")
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return ExperimentError(f"the network cannot be built as configured: {kind}{' '.join(str(error).split())}")
 
 
 def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
     """Build and run the network without memory, so that nothing impossible is written; note its feature layers."""
     architecture = planar["architecture"]
     network = build_on_meta(planar, num_classes)
-    try:
-        with torch.no_grad():
-            images = torch.empty(1, len(planar["normalization_schemes"]), *planar["patch_size"], device="meta")
-            logits = network.train()(images)
-        layers = list(network.feature_indices)
-        smallest = getattr(network, "patch_size", 1)
-    except BUILD_ERRORS as error:
-        raise _not_to_be_built(error) from error
+    smallest = getattr(network, "patch_size", 1)
     if min(planar["patch_size"]) < smallest:
         raise ExperimentError(
             f"train.patch_size must be at least one ViT patch ({smallest} × {smallest}), found {planar['patch_size']}"
         )
-    if logits.shape != (1, num_classes, *planar["patch_size"]):
+    try:
+        with torch.no_grad():
+            channels = len(planar["normalization_schemes"])
+            images = torch.empty(planar["batch_size"], channels, *planar["patch_size"], device="meta")
+            logits = network.train()(images)
+        layers = list(network.feature_indices)
+    except Exception as error:  # whatever a decoder of the user's own raises
+        raise _not_to_be_built(error) from error
+    expected = (planar["batch_size"], num_classes, *planar["patch_size"])
+    if logits.shape != expected:
         raise ExperimentError(
             f"the network of {architecture['network_class_name']} gives logits of shape {tuple(logits.shape)}, "
-            f"expected {(1, num_classes, *planar['patch_size'])}"
+            f"expected {expected}"
         )
     architecture["arch_kwargs"]["out_layers"] = layers
 

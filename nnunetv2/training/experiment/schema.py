@@ -136,16 +136,17 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ExperimentError(f"the overrides {' '.join(overrides)} do not fit {path.name}: {reason}") from error
 
 
-def build(schema: type[Schema], values: dict[str, Any], source: str) -> Schema:
+def build(schema: type, values: dict[str, Any], source: str) -> Any:
     """Make a configuration object of the values, after checking all of them.
 
     Args:
-        schema: the dataclass of the configuration. Its method `problems()` may yield further messages.
+        schema: the dataclass of the configuration. Its method `stored()` gives the configuration that goes into the
+            plans, whose method `problems()` may yield further messages.
         values: nested dictionary.
         source: what to call the configuration in the message.
 
     Returns:
-        The object, complete with defaults.
+        The object that goes into the plans, complete with defaults.
 
     Raises:
         ExperimentError: names every unknown key, wrong type and impossible value, one in a line.
@@ -153,8 +154,9 @@ def build(schema: type[Schema], values: dict[str, Any], source: str) -> Schema:
     config = OmegaConf.structured(schema)
     problems = list(_assign(config, schema, values, ""))
     result = OmegaConf.to_object(config)
-    refuse([*problems, *_broken_rules(result, ""), *result.problems()], source)
-    return result
+    stored = result.stored()
+    refuse([*problems, *_broken_rules(result, ""), *stored.problems()], source)
+    return stored
 
 
 def refuse(problems: Iterable[str], source: str) -> None:
@@ -186,7 +188,7 @@ def as_stored(config: Any) -> dict[str, Any]:
     return stored
 
 
-def load_config(schema: type[Schema], name_or_path: str, overrides: Sequence[str] = ()) -> Schema:
+def load_config(schema: type, name_or_path: str, overrides: Sequence[str] = ()) -> Any:
     """Read, merge and check a configuration (see `find_config`, `read_values`, `build`)."""
     return build(schema, read_values(find_config(name_or_path), overrides), name_or_path)
 

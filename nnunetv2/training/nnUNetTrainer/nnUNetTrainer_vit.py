@@ -50,7 +50,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         config: the resolved configuration.
     """
 
-    config_class: ClassVar[type] = ViTnnUNetConfig
+    config_class: ClassVar[type] = ViTnnUNetConfig  # of the YAML file
+    stored_config_class: ClassVar[type] = ViTnnUNetConfig  # of the plans
     default_config: ClassVar[str] = "upernet"
 
     # nnU-Net's constructor reads the signature of this one and expects its own
@@ -72,7 +73,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             raise ExperimentError(
                 f"the plans {plans['plans_name']!r} carry their experiment: config_path must be left out"
             )
-        self.config = restore(self.config_class, plans["configurations"][configuration][EXPERIMENT_KEY])
+        self.config = restore(self.stored_config_class, plans["configurations"][configuration][EXPERIMENT_KEY])
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.my_init_kwargs["config_path"] = config_path
         self._restoring = False
@@ -121,7 +122,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         """Build the network that the plans describe, as nnU-Net does; its weights are loaded afterwards.
 
         Raises:
-            ValueError: the module that the plans name is not there.
+            ExperimentError: the module that the plans name is not there.
         """
         name = configuration_manager.network_arch_class_name
         if pydoc.locate(name) is None:

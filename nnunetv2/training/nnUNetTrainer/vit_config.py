@@ -158,6 +158,10 @@ class ViTnnUNetConfig:
     lora: ViTLoRAConfig = option(ViTLoRAConfig, "low-rank adaptation of the backbone")
     train: ViTTrainConfig = option(ViTTrainConfig, "the training")
 
+    def stored(self) -> "ViTnnUNetConfig":
+        """The configuration as it goes into the plans: this one."""
+        return self
+
     @property
     def mode(self) -> str:
         """How the backbone trains: `lora`, `frozen` or `full`."""
