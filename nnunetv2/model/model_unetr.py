@@ -119,8 +119,8 @@ class UNETRSegmentationModel(ViTSegmentationModel):
         decoder_channels: five widths, from the grid of patches to the full size.
         negative_slope: of the leaky ReLUs.
         upsample_mode: `deconv` (transposed convolutions) or `bilinear` between the stages.
-        image_branch: also give the last stage convolutions of the image itself; in the paper they are the skip connection
-            at full size.
+        image_branch: also give the last stage convolutions of the image itself; in the paper they are the skip
+            connection at full size.
         backbone_options: see `ViTSegmentationModel`; there must be four feature layers.
     """
 
