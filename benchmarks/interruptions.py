@@ -25,7 +25,7 @@ import torch
 from tiny_training import CONFIG, DATASET, NUMBER, SMALL, new_folder, output_parser, prepare
 from tqdm import tqdm
 
-EPOCHS, SAVE_EVERY = 24, 2
+EPOCHS, SAVE_EVERY, ATTEMPTS = 30, 2, 3
 OVERRIDES = (
     *SMALL,
     f"train.num_epochs={EPOCHS}",
@@ -36,6 +36,7 @@ OVERRIDES = (
 COMPARED = ("lrs", "train_losses", "val_losses")  # of nnU-Net's log in the checkpoint
 EPOCH, DONE = re.compile(r": Epoch (\d+)"), re.compile(r": Training done")
 POLL_SECONDS = 0.001
+EARLY, LATE = ("start-up", "epochs", "checkpoint"), ("last checkpoint", "validation")
 
 
 class Phase(NamedTuple):
@@ -210,7 +211,7 @@ def measure_phases(straight: Training) -> dict[str, Phase]:
         Phase("epochs", EPOCH, 2 * SAVE_EVERY * epoch),
         Phase("checkpoint", EPOCH, 2 * SAVE_EVERY * epoch, "checkpoint_*.pth.tmp"),
         Phase("last checkpoint", anything, 0.0, "checkpoint_final.pth.tmp"),
-        Phase("validation", DONE, validation),
+        Phase("validation", DONE, validation / 2),
     )
     return {phase.name: phase for phase in phases}
 
@@ -222,16 +223,17 @@ def interrupt(training: Training, phases: dict[str, Phase], kills: int, seed: in
         Its starts; the last one ran to its end.
     """
     draw = random.Random(seed)
-    late = [("last checkpoint", "validation")[i % 2] for i in range(kills // 5)]
-    early = [("start-up", "epochs", "checkpoint")[i % 3] for i in range(kills - len(late))]
+    late = [LATE[i % len(LATE)] for i in range(kills // 5)]
+    early = [EARLY[i % len(EARLY)] for i in range(kills - len(late))]
     draw.shuffle(early)
     starts = []
     for name in tqdm([*early, *late], desc="kills", unit="kill"):
-        start = training.run(phases[name], draw.uniform(0, phases[name].seconds))
-        if not start.phase:  # the epochs ended before the moment came
-            starts.append(start)
-            start = training.run(phases["validation"], draw.uniform(0, phases["validation"].seconds))
-        starts.append(start)
+        for _ in range(ATTEMPTS):  # the command can end before the moment comes
+            is_over = training.newest() == EPOCHS and phases[name].output is EPOCH
+            phase = phases[draw.choice(LATE) if is_over else name]
+            starts.append(training.run(phase, draw.uniform(0, phase.seconds)))
+            if starts[-1].phase:
+                break
     return [*starts, training.run(None)]
 
 
@@ -266,7 +268,7 @@ def report(starts: list[Start], kills: int) -> list[str]:
     print(f"finished epochs that a kill took back (save_every={SAVE_EVERY}): at most {max(repeated, default=0)}")
     problems = [problem for start in starts for problem in start.problems()]
     if len(killed) != kills or starts[-1].stored_after != EPOCHS:
-        problems.append(f"{len(killed)} kills instead of {kills}, or {starts[-1].stored_after} epochs, not {EPOCHS}")
+        problems.append(f"{len(killed)} kills, wanted: {kills}; {starts[-1].stored_after} epochs, wanted: {EPOCHS}")
     if len(cut) < kills // 5:
         problems.append(f"only {len(cut)} kills met a checkpoint that was being written")
     return problems

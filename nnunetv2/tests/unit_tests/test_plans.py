@@ -122,7 +122,7 @@ def test_a_decoder_that_forgets_the_size_of_the_image_is_refused(tmp_path: Path,
     monkeypatch.syspath_prepend(tmp_path)
     forgetful = config()
     forgetful.model.model_path = "small_decoder"
-    with pytest.raises(ExperimentError, match=r"logits of shape \(1, 3, 32, 40\), expected \(1, 3, 64, 80\)"):
+    with pytest.raises(ExperimentError, match=r"logits of shape \(12, 3, 32, 40\), expected \(12, 3, 64, 80\)"):
         derive_plans(base_plans(), "2d", DATASET_JSON, forgetful, "mine")
 
 
