@@ -40,12 +40,13 @@ EARLY, LATE = ("start-up", "epochs", "checkpoint"), ("last checkpoint", "validat
 
 
 class Phase(NamedTuple):
-    """A kind of moment: once the output matches, at most `seconds` pass, and then a file that matches is written."""
+    """A kind of moment: the output matches, at most `seconds` pass, and at most `size` bytes of a file are written."""
 
     name: str
     output: re.Pattern[str]
     seconds: float
     file: str = ""
+    size: int = 0
 
 
 class Start(NamedTuple):
@@ -124,9 +125,16 @@ class Training:
         """Whether what the command printed matches."""
         return pattern.search(self.printed()) is not None
 
-    def written_files(self, pattern: str) -> list[Path]:
-        """The matching files that this start of the command has written to."""
-        return [path for path in self.fold.glob(pattern) if modified_at(path) > self.started_at]
+    def written_files(self, pattern: str, size: float = 0) -> list[Path]:
+        """The matching files that this start of the command has written to and that hold at least `size` bytes."""
+        return [path for path in self.fold.glob(pattern) if self._is_written(path, size)]
+
+    def _is_written(self, path: Path, size: float) -> bool:
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # temporary files can vanish at any time
+            return False
+        return status.st_mtime > self.started_at and status.st_size >= size
 
     def kill(self) -> None:
         """End all processes of the command, none of which can do anything about it."""
@@ -150,15 +158,15 @@ class Training:
         """The epochs that the newest complete checkpoint stores."""
         return max((epochs for epochs in self.checkpoints().values() if epochs is not None), default=0)
 
-    def run(self, phase: Phase | None, delay: float = 0.0) -> Start:
-        """Start the command and kill it in a phase, `delay` seconds after that began; without a phase let it end.
+    def run(self, phase: Phase | None, share: float = 0.0) -> Start:
+        """Start the command and kill it when a share (0 to 1) of a phase is over; without a phase let it end.
 
         Raises:
             SystemExit: the command ended with an error.
         """
         before = self.newest()
         with self.running():
-            is_killed = phase is not None and self._reach_moment(phase, delay)
+            is_killed = phase is not None and self._reach_moment(phase, share)
             if not is_killed:
                 self.finish()
         epochs = [int(epoch) for epoch in EPOCH.findall(self.printed())]
@@ -168,21 +176,13 @@ class Training:
         name = phase.name if is_killed else ""
         return Start(name, before, first, last, cut[0].stem if cut else "", self.newest(), corrupt)
 
-    def _reach_moment(self, phase: Phase, delay: float) -> bool:
+    def _reach_moment(self, phase: Phase, share: float) -> bool:
         if not self.reach(lambda: self.has_printed(phase.output)):
             return False
-        moment = monotonic() + delay
+        moment = monotonic() + share * phase.seconds
         return self.reach(lambda: monotonic() >= moment) and (
-            not phase.file or self.reach(lambda: self.written_files(phase.file))
+            not phase.file or self.reach(lambda: self.written_files(phase.file, share * phase.size))
         )
-
-
-def modified_at(path: Path) -> float:
-    """When a file was last written to, in seconds; 0 if it is gone, which temporary files can be at any time."""
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def stored_epochs(path: Path) -> int | None:
@@ -206,11 +206,12 @@ def measure_phases(straight: Training) -> dict[str, Phase]:
     epoch = (end - start) / EPOCHS
     print(f"uninterrupted: start {start:.1f} s, {EPOCHS} epochs of {epoch:.1f} s, validation {validation:.1f} s")
     anything = re.compile("")
+    size = (straight.fold / "checkpoint_final.pth").stat().st_size
     phases = (
         Phase("start-up", anything, start),
         Phase("epochs", EPOCH, 2 * SAVE_EVERY * epoch),
-        Phase("checkpoint", EPOCH, 2 * SAVE_EVERY * epoch, "checkpoint_*.pth.tmp"),
-        Phase("last checkpoint", anything, 0.0, "checkpoint_final.pth.tmp"),
+        Phase("checkpoint", EPOCH, 2 * SAVE_EVERY * epoch, "checkpoint_*.pth.tmp", size),
+        Phase("last checkpoint", anything, 0.0, "checkpoint_final.pth.tmp", size),
         Phase("validation", DONE, validation / 2),
     )
     return {phase.name: phase for phase in phases}
@@ -231,7 +232,7 @@ def interrupt(training: Training, phases: dict[str, Phase], kills: int, seed: in
         for _ in range(ATTEMPTS):  # the command can end before the moment comes
             is_over = training.newest() == EPOCHS and phases[name].output is EPOCH
             phase = phases[draw.choice(LATE) if is_over else name]
-            starts.append(training.run(phase, draw.uniform(0, phase.seconds)))
+            starts.append(training.run(phase, draw.random()))
             if starts[-1].phase:
                 break
     return [*starts, training.run(None)]
