@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from dynamic_network_architectures.building_blocks.patch_encode_decode import LayerNormNd
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from nnunetv2.model.segmentation_model import LastLayerModel, ViTSegmentationModel
@@ -32,7 +32,7 @@ class PatchDecoder(nn.Sequential):
     def __init__(self, in_channels: int, num_classes: int, patch_embed_size: int) -> None:
         widths = [in_channels // 2**i for i in range(patch_embed_size.bit_length())]
         stages = (
-            nn.Sequential(nn.ConvTranspose2d(wide, narrow, 2, stride=2), LayerNormNd(narrow), nn.GELU())
+            nn.Sequential(nn.ConvTranspose2d(wide, narrow, 2, stride=2), LayerNorm2d(narrow, eps=1e-6), nn.GELU())
             for wide, narrow in itertools.pairwise(widths)
         )
         super().__init__(*stages, nn.Conv2d(widths[-1], num_classes, 1))
