@@ -226,6 +226,8 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--picture", type=Path, help="write image, truth and predictions to this file")
     args = parser.parse_args()
+    if not (args.raw / args.dataset / "labelsTr").is_dir():
+        parser.error(f"no data set of nnU-Net with a folder labelsTr in {args.raw / args.dataset}")
     sample = choose_sample(args.raw / args.dataset, args.side)
     print(f"{args.dataset}, {sample.name}: {sample.truth.float().mean():.1%} foreground")
     patch_size = create_network("linear", args.backbone, sample.image.shape[1]).patch_size
