@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 PERIODS = "rope.periods"
 # Names of the reference, as regular expressions: what only pretraining needs, and what timm calls otherwise.
-PRETRAINING_ONLY = r"mask_token|local_cls_norm\.(weight|bias)|blocks\.\d+\.attn\.qkv\.bias_mask"
+PRETRAINING_ONLY = r"mask_token|local_cls_norm\.(weight|bias)|blocks\.\d+\.attn\.qkv\.(base_layer\.)?bias_mask"
+QKV_BIAS = re.compile(r"(.*attn\.)qkv\.(?:base_layer\.)?bias")  # also of a layer that peft has wrapped
 RENAMES = (
     (r"^storage_tokens$", "reg_token"),
     (r"^rope_embed\.periods$", PERIODS),
@@ -19,6 +20,15 @@ RENAMES = (
     (r"\.mlp\.w2\.", ".mlp.fc1_x."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
 )
+# And back; in gated feed-forward networks alone also GATED_RENAME.
+TIMM_RENAMES = (
+    (r"^reg_token$", "storage_tokens"),
+    (r"^rope\.periods$", "rope_embed.periods"),
+    (r"\.gamma_(\d)$", r".ls\1.gamma"),
+    (r"\.mlp\.fc1_g\.", ".mlp.w1."),
+    (r"\.mlp\.fc1_x\.", ".mlp.w2."),
+)
+GATED_RENAME = (r"\.mlp\.fc2\.", ".mlp.w3.")
 
 
 def is_dinov3(model: nn.Module) -> bool:
@@ -53,7 +63,7 @@ def has_query_bias(state: dict[str, Tensor]) -> bool:
     softmax over the keys cancels it.
     """
     for name, value in state.items():
-        if name.endswith("attn.qkv.bias"):
+        if QKV_BIAS.fullmatch(name):
             query, _, value_bias = value.chunk(3)
             if bool(query.any()) or bool(value_bias.any()):
                 return True
@@ -80,15 +90,44 @@ def reference_to_timm(state: dict[str, Tensor], model: nn.Module) -> dict[str, T
     """
     converted = {}
     for name, value in state.items():
-        if name.endswith(".attn.qkv.bias"):
-            attention = name.removesuffix("qkv.bias")
-            converted[f"{attention}q_bias"], _, converted[f"{attention}v_bias"] = value.chunk(3)
+        if match := QKV_BIAS.fullmatch(name):
+            converted[f"{match[1]}q_bias"], _, converted[f"{match[1]}v_bias"] = value.chunk(3)
         elif not re.fullmatch(PRETRAINING_ONLY, name):
             for pattern, replacement in RENAMES:
                 name = re.sub(pattern, replacement, name)
             converted[name] = value.to(torch.float32) if name == PERIODS else value
     if model.blocks[0].attn.q_bias is None:
         _drop_zero_bias(converted, len(model.blocks))
+    return converted
+
+
+def timm_to_reference(state: dict[str, Tensor], bias_mask: bool) -> dict[str, Tensor]:
+    """Convert a state dict with the names of timm's DINOv3 to the reference's.
+
+    Args:
+        state: timm's names to tensors.
+        bias_mask: whether to write, beside each bias of queries, keys and values, the mask that blanks the keys' part.
+
+    Returns:
+        The reference's names to tensors. The keys' bias, which timm does not have, is zero.
+    """
+    gated = any(".mlp.fc1_g." in name for name in state)
+    renames = (*TIMM_RENAMES, GATED_RENAME) if gated else TIMM_RENAMES
+    converted = {}
+    for name, value in state.items():
+        attention, _, part = name.rpartition("attn.")
+        if part == "v_bias":
+            continue
+        if part == "q_bias":
+            qkv = f"{attention}attn.qkv.bias"
+            zeros, ones = torch.zeros_like(value), torch.ones_like(value)
+            converted[qkv] = torch.cat([value, zeros, state[f"{attention}attn.v_bias"]])
+            if bias_mask:
+                converted[f"{qkv}_mask"] = torch.cat([ones, zeros, ones])
+            continue
+        for pattern, replacement in renames:
+            name = re.sub(pattern, replacement, name)
+        converted[name] = value
     return converted
 
 

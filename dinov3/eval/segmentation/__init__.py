@@ -1,0 +1,1 @@
+"""Segmentation: Mask2Former and a linear probe on a ViT."""

@@ -1,0 +1,1 @@
+"""Backbones of segmentation: ViTs with more than their own maps."""

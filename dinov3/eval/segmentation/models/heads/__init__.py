@@ -1,0 +1,1 @@
+"""Heads of segmentation: from maps to classes."""
