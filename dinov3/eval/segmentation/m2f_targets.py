@@ -1,0 +1,91 @@
+"""Dense labels to the targets of mask classification, and queries back to dense logits.
+
+Mask classification: Cheng et al., "MaskFormer", 2021, https://arxiv.org/abs/2107.06278, section 3.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def semantic_to_m2f_targets(semantic_mask: Tensor, ignore_label: int | None = 255) -> list[dict[str, Tensor]]:
+    """Turn dense labels into a mask per class.
+
+    Args:
+        semantic_mask: labels (B, H, W) or (B, 1, H, W); or regions, which may overlap, (B, R, H, W): not 0 inside.
+        ignore_label: pixels of this label belong to no class, and take part in nothing. None if there is none. If there
+            is one, the last channel of regions is not a region but marks these pixels.
+
+    Returns:
+        Per image `masks` (N, H, W), float32, 0 or 1; `labels` (N,), int64: the class, or the region's channel; and, if
+        there are ignored pixels, `valid` (H, W), False there. N counts the classes that are in the image, background
+        included.
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    if semantic_mask.ndim not in (3, 4):
+        raise ValueError(f"expected labels (B, H, W) or (B, channels, H, W), got {tuple(semantic_mask.shape)}")
+    if semantic_mask.ndim == 4 and semantic_mask.shape[1] > 1:
+        return [_region_target(image != 0, ignore_label is not None) for image in semantic_mask]
+    images = semantic_mask if semantic_mask.ndim == 3 else semantic_mask[:, 0]
+    return [_label_target(image, ignore_label) for image in images]
+
+
+def _label_target(image: Tensor, ignore_label: int | None) -> dict[str, Tensor]:
+    labels = image.unique().to(torch.int64)
+    if ignore_label is not None:
+        labels = labels[labels != ignore_label]
+    target = {"masks": (image == labels.view(-1, 1, 1)).to(torch.float32), "labels": labels}
+    return target if ignore_label is None else _with_valid(target, image != ignore_label)
+
+
+def _region_target(regions: Tensor, last_is_ignored: bool) -> dict[str, Tensor]:
+    ignored = regions[-1] if last_is_ignored else torch.zeros_like(regions[0])
+    regions = (regions[:-1] if last_is_ignored else regions) & ~ignored
+    labels = regions.flatten(1).any(1).nonzero().flatten()
+    return _with_valid({"masks": regions[labels].to(torch.float32), "labels": labels}, ~ignored)
+
+
+def _with_valid(target: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
+    return target if bool(valid.all()) else {**target, "valid": valid}
+
+
+def queries_to_logits(
+    pred_masks: Tensor, pred_logits: Tensor, target_size: Sequence[int] | None = None, regions: bool = False
+) -> Tensor:
+    """Turn queries into dense logits.
+
+    For classes that exclude each other: log p with p_c ∝ Σ_q class_qc · mask_q, so that a softmax gives p. For regions:
+    the logit of 1 − Π_q (1 − class_qr · mask_q), the probability that at least one query says so, so that a sigmoid
+    gives it. class_q is the softmax over all classes and "no object", which is then left out; mask_q is a sigmoid.
+
+    Args:
+        pred_masks: logits of the masks, (B, Q, h, w).
+        pred_logits: logits of the classes, (B, Q, C + 1), "no object" last.
+        target_size: (H, W) to which the masks' logits are resized first; by default they keep their size.
+        regions: whether the classes are regions, which may overlap.
+
+    Returns:
+        (B, C, H, W), float32.
+    """
+    with torch.autocast(pred_masks.device.type, enabled=False):
+        pred_masks = pred_masks.float()
+        if target_size is not None and tuple(target_size) != tuple(pred_masks.shape[-2:]):
+            pred_masks = F.interpolate(pred_masks, tuple(target_size), mode="bilinear", align_corners=False)
+        masks, classes = pred_masks.sigmoid(), pred_logits.float().softmax(-1)[..., :-1]
+        if regions:
+            return torch.stack(list(_union_logits(masks, classes)), dim=1)
+        scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
+        return scores.clamp(min=torch.finfo(scores.dtype).tiny).log().log_softmax(1)
+
+
+def _union_logits(masks: Tensor, classes: Tensor) -> Iterator[Tensor]:
+    # region by region: all products at once would not fit into memory
+    limits = torch.finfo(masks.dtype)
+    for number in range(classes.shape[-1]):
+        product = masks * classes[..., number, None, None]
+        log_none = torch.log1p(-product.clamp(max=1 - limits.eps)).sum(1)
+        yield (-torch.expm1(log_none)).clamp(min=limits.tiny).log() - log_none

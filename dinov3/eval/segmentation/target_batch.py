@@ -1,0 +1,75 @@
+"""The targets of a batch in mask classification, and the sampling of maps at points."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sample_points(maps: Tensor, points: Tensor, padding_mode: str = "zeros") -> Tensor:
+    """Sample maps bilinearly.
+
+    Args:
+        maps: (B, C, h, w).
+        points: (x, y), 0 to 1 inside of the map, (B, P, 2).
+        padding_mode: what is outside of the outermost pixel centres, as in `torch.nn.functional.grid_sample`.
+
+    Returns:
+        (B, C, P).
+    """
+    grid = (2 * points - 1).unsqueeze(2)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False).squeeze(-1)
+
+
+class TargetBatch:
+    """The targets of a batch, T masks in all, one after the other.
+
+    Args:
+        targets: per image `masks` (N, H, W), `labels` (N,), and perhaps `valid` (H, W), False where a pixel takes part
+            in nothing.
+        device: where to put them.
+
+    Attributes:
+        counts: number of targets per image.
+        first: number of each image's first target.
+        masks: (T, H, W), float32.
+        labels: (T,), int64.
+        images: number of the image that each belongs to, (T,).
+        ignored: 1 where a pixel takes part in nothing, (B, 1, H, W), float32; None if all do.
+    """
+
+    def __init__(self, targets: Sequence[dict[str, Tensor]], device: torch.device) -> None:
+        self.counts = [len(target["labels"]) for target in targets]
+        self.first = [sum(self.counts[:image]) for image in range(len(targets))]
+        self.masks = torch.cat([target["masks"] for target in targets]).to(device, torch.float32)
+        self.labels = torch.cat([target["labels"] for target in targets]).to(device)
+        numbers = [image for image, count in enumerate(self.counts) for _ in range(count)]
+        places = [place for count in self.counts for place in range(count)]
+        self.images = torch.tensor(numbers, dtype=torch.int64, device=device)
+        self._places = torch.tensor(places, dtype=torch.int64, device=device)
+        self.ignored = None
+        if any("valid" in target for target in targets):
+            everything = torch.ones(self.masks.shape[1:], dtype=torch.bool, device=device)
+            valid = torch.stack([target.get("valid", everything).to(device) for target in targets])
+            self.ignored = (~valid).unsqueeze(1).to(torch.float32)
+
+    def by_image(self, values: Tensor) -> Tensor:
+        """Arrange values of all targets, (T, …), by image, (B, N, …), filled up with zeros."""
+        arranged = values.new_zeros((len(self.counts), max(self.counts), *values.shape[1:]))
+        arranged[self.images, self._places] = values
+        return arranged
+
+    def weights(self, points: Tensor, images: Tensor) -> Tensor:
+        """1 for points that touch no ignored pixel, otherwise 0.
+
+        Args:
+            points: (R, P, 2).
+            images: number of the image of every row, (R,).
+
+        Returns:
+            (R, P).
+        """
+        if self.ignored is None:
+            return points.new_ones(points.shape[:2])
+        return (sample_points(self.ignored[images], points, "border").squeeze(1) == 0).to(points.dtype)
