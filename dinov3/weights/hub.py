@@ -1,6 +1,7 @@
 """timm's copies of pretrained weights on the Hugging Face hub. Nothing heavy is imported here."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -20,8 +21,7 @@ def require_hub_weights(repository: str) -> None:
     try:
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set")
-        # one plain request: the hub's client asks again and again
-        urlopen(Request(hf_hub_url(repository, HUB_FILE), method="HEAD"), timeout=HUB_TIMEOUT_SECONDS).close()
+        _require_answer(hf_hub_url(repository, HUB_FILE))
     except (OSError, ValueError) as error:  # of the network, the hub or the address
         raise ValueError(_not_to_be_had(repository, error)) from error
 
@@ -40,6 +40,36 @@ def download_hub_weights(repository: str) -> Path:
         return Path(hf_hub_download(repository, HUB_FILE))
     except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
         raise ValueError(_not_to_be_had(repository, error)) from error
+
+
+def download_url(url: str, check_hash: bool = False) -> Path:
+    """Return the local path of a file, downloading it to PyTorch's cache where it is not there.
+
+    Args:
+        url: its address.
+        check_hash: compare the file with the hash at the end of its name (`…-<hash>.pth`).
+
+    Raises:
+        ValueError: the address does not answer within seconds, the download breaks off, or the hash is another.
+    """
+    import torch.hub  # nothing heavy before it is needed
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    if path.is_file():
+        return path
+    named_hash = torch.hub.HASH_REGEX.search(path.name) if check_hash else None
+    try:
+        _require_answer(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), named_hash and named_hash[1])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(_not_to_be_had(url, error)) from error
+    return path
+
+
+def _require_answer(url: str) -> None:
+    # one plain request: the hub's client asks again and again, and PyTorch's waits without an end
+    urlopen(Request(url, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS).close()
 
 
 def _not_to_be_had(repository: str, error: Exception) -> str:

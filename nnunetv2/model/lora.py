@@ -1,10 +1,11 @@
 """Low-rank adaptation of a backbone with peft (Hu et al., "LoRA", 2021, https://arxiv.org/abs/2106.09685)."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
+
+from dinov3.models.lora import add_lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,18 +34,7 @@ def enable_lora(
     Raises:
         ValueError: the rank is not positive, or a target matches no linear layer of a block.
     """
-    from peft import LoraConfig, get_peft_model  # takes a second to load, which only LoRA should
-
-    if rank < 1:
-        raise ValueError(f"LoRA rank must be at least 1, got {rank}")
-    linear = {name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
-    available = sorted({name.split(".")[-1] for name in linear if name.startswith("blocks.")})
-    unmatched = [target for target in target_modules if target not in available]
-    if unmatched or not target_modules:
-        raise ValueError(f"LoRA targets {list(target_modules)} match no layer of the blocks; allowed: {available}")
-    pattern = r"blocks\.\d+\.(.+\.)?(" + "|".join(map(re.escape, target_modules)) + ")"
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)
-    return get_peft_model(backbone, config)
+    return add_lora(backbone, rank, alpha, dropout, target_modules)
 
 
 def disable_lora(backbone: "PeftModel") -> nn.Module:

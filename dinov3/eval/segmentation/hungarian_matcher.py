@@ -3,14 +3,18 @@
 Costs at sampled points: Cheng et al., "Mask2Former", 2022, https://arxiv.org/abs/2112.01527, section 3.3.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from dinov3.eval.segmentation.target_batch import TargetBatch, sample_points
+from dinov3.eval.segmentation.target_batch import TargetBatch, sample
+
+FACTORS = 64  # half to the power of this is far above the least float32
 
 
 class Costs(NamedTuple):
@@ -25,19 +29,18 @@ class Costs(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What is assigned to what: K pairs, in the order of layers, images and queries; each attribute is (K,).
+    """What is assigned to what: per layer K pairs, in the order of the targets.
 
     Attributes:
-        layers: number of the layer.
-        images: number of the image.
-        queries: number of the query.
-        targets: number of the target among all of the batch.
+        queries: number of the query among those of all images, (L, K).
+        targets: number of the target among those of all images, (L, K), ascending.
+        ranks: place of every target in the order of image and query in the first layer, (T,); those that this layer
+            leaves unmatched, as there are more of them than queries, come last.
     """
 
-    layers: Tensor
-    images: Tensor
     queries: Tensor
     targets: Tensor
+    ranks: Tensor
 
 
 class HungarianMatcher(nn.Module):
@@ -58,54 +61,95 @@ class HungarianMatcher(nn.Module):
         self.coefficients = Costs(mask_coefficient, dice_coefficient, class_coefficient)
 
     @torch.no_grad()
-    def forward(self, masks: Tensor, classes: Tensor, targets: TargetBatch) -> Matches:
+    def forward(self, masks: Sequence[Tensor], classes: Sequence[Tensor], targets: TargetBatch) -> Matches:
         """Match.
 
         Args:
-            masks: logits, (L, B, Q, h, w).
-            classes: logits, (L, B, Q, C + 1).
+            masks: logits per layer, (B, Q, h, w).
+            classes: logits per layer, (B, Q, C + 1).
             targets: of the B images.
         """
         # the reference draws image by image
-        points = torch.cat([torch.rand(1, self.num_points, 2, device=masks.device) for _ in targets.counts])
+        points = torch.cat([torch.rand(1, self.num_points, 2, device=masks[0].device) for _ in targets.counts])
         costs = self.costs(masks, classes, targets, points)
         total = sum(weight * cost for weight, cost in zip(self.coefficients, costs, strict=True))
         largest = torch.finfo(total.dtype).max
         total = total.nan_to_num(nan=largest, posinf=largest, neginf=largest).cpu().numpy()  # the one transfer
-        pairs = [
-            (layer, image, query, first + target)
-            for layer, images in enumerate(total)
-            for image, (first, count) in enumerate(zip(targets.first, targets.counts, strict=True))
-            for query, target in zip(*linear_sum_assignment(images[image, :, :count]), strict=True)
-        ]
-        return Matches(*torch.tensor(pairs, dtype=torch.int64).view(-1, 4).to(masks.device).unbind(1))
+        return Matches(*(part.to(masks[0].device) for part in _assign(total, targets)))
 
     @staticmethod
-    def costs(masks: Tensor, classes: Tensor, targets: TargetBatch, points: Tensor) -> Costs:
+    def costs(masks: Sequence[Tensor], classes: Sequence[Tensor], targets: TargetBatch, points: Tensor) -> Costs:
         """Compare all queries with all targets of their image.
 
         Args:
-            masks: logits, (L, B, Q, h, w).
-            classes: logits, (L, B, Q, C + 1).
+            masks: logits per layer, (B, Q, h, w).
+            classes: logits per layer, (B, Q, C + 1).
             targets: of the B images.
             points: (x, y), 0 to 1, for every image, (B, P, 2).
         """
-        layers, batch, queries = masks.shape[:3]
-        logits = sample_points(masks.transpose(0, 1).flatten(1, 2), points)  # (B, L · Q, P)
-        weights = targets.weights(points, torch.arange(batch, device=points.device)).unsqueeze(1)  # (B, 1, P)
-        inside = (
-            targets.by_image(sample_points(targets.masks.unsqueeze(1), points[targets.images]).squeeze(1)) * weights
-        )
-        counts = weights.sum(-1, keepdim=True).clamp(min=1)
-        # cross-entropy of x and t is softplus(x) - x · t, so that a matrix product does for all pairs
-        softplus = (F.softplus(logits) * weights).sum(-1, keepdim=True)
-        mask_cost = (softplus - logits @ inside.transpose(1, 2)) / counts
-        probabilities = logits.sigmoid() * weights
-        both = probabilities @ inside.transpose(1, 2)
-        either = probabilities.sum(-1, keepdim=True) + inside.sum(-1).unsqueeze(1)
-        dice_cost = 1 - (2 * both + 1) / (either + 1)
-        labels = targets.by_image(targets.labels)  # (B, N)
-        wanted = labels[None, :, None].expand(layers, batch, queries, -1)
-        class_cost = -classes.softmax(-1).gather(-1, wanted)
-        shaped = (cost.unflatten(1, (layers, queries)).transpose(0, 1) for cost in (mask_cost, dice_cost))
-        return Costs(*shaped, class_cost)
+        samples = TargetSamples(targets, points)
+        of_masks = [samples.compare(layer.float()) for layer in masks]
+        labels = targets.by_image(targets.labels).unsqueeze(1)  # (B, 1, N)
+        class_costs = [
+            -layer.float().softmax(-1).gather(-1, labels.expand(-1, layer.shape[1], -1)) for layer in classes
+        ]
+        return Costs(*(torch.stack(costs) for costs in zip(*of_masks, strict=True)), torch.stack(class_costs))
+
+
+class TargetSamples:
+    """The targets of a batch at points that are the same for all masks of an image, and for all layers.
+
+    Args:
+        targets: of B images.
+        points: (x, y), 0 to 1, (B, P, 2).
+    """
+
+    def __init__(self, targets: TargetBatch, points: Tensor) -> None:
+        self.grid = 2 * points - 1
+        weights = targets.weights(self.grid, torch.arange(len(points), device=points.device))
+        self.weights = torch.ones_like(points[..., 0]) if weights is None else weights  # (B, P)
+        sampled = sample(targets.masks.unsqueeze(1), self.grid[targets.images]).squeeze(1)
+        inside = targets.by_image(sampled) * self.weights.unsqueeze(1)
+        self.inside = torch.cat([inside, self.weights.unsqueeze(1)], dim=1).transpose(1, 2)  # (B, P, N + 1)
+
+    def compare(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Costs of mask and of Dice for every query and target, (B, Q, N) each, of masks' logits (B, Q, h, w).
+
+        The cross-entropy of logit x and target t is softplus(x) - x · t, so that one matrix product does for all pairs.
+        softplus(x) is (x + |x|) / 2 - log max(σ(x), 1 - σ(x)). The logarithms, which take longest, are taken of
+        products of `FACTORS` terms, each of which is from 1/2 to 1.
+        """
+        x = sample(masks, self.grid).mul_(self.weights.unsqueeze(1))  # (B, Q, P): changed in place, it is large
+        counts = self.weights.sum(-1).view(-1, 1, 1)
+        products, sums = (x @ self.inside).tensor_split([-1], dim=-1)
+        absolute = torch.linalg.vector_norm(x, 1, dim=-1, keepdim=True)
+        both, probabilities = (x.sigmoid_() @ self.inside).tensor_split([-1], dim=-1)
+        logs = _sum_of_logs(x.sub_(0.5).abs_().add_(0.5)) + (x.shape[-1] - counts) * math.log(2)  # 1/2 where ignored
+        mask_cost = ((sums + absolute) / 2 - logs - products) / counts.clamp(min=1)
+        inside = self.inside.sum(1, keepdim=True)[..., :-1]
+        return mask_cost, 1 - (2 * both + 1) / (probabilities + inside + 1)
+
+
+def _sum_of_logs(terms: Tensor) -> Tensor:
+    """Sum the logarithms of (B, Q, P) over the points to (B, Q, 1)."""
+    stretch = terms.shape[-1] // FACTORS
+    whole = terms[..., : stretch * FACTORS].unflatten(-1, (FACTORS, stretch)).prod(-2)
+    rest = terms[..., stretch * FACTORS :].prod(-1, keepdim=True)
+    return whole.log_().sum(-1, keepdim=True) + rest.log_()
+
+
+def _assign(costs: np.ndarray, targets: TargetBatch) -> Matches:
+    """Assign by costs (L, B, Q, N)."""
+    queries = costs.shape[2]
+    layers = [
+        [
+            (image * queries + query, first + target)
+            for image, (first, count) in enumerate(zip(targets.first, targets.counts, strict=True))
+            for query, target in zip(*linear_sum_assignment(images[image, :, :count]), strict=True)
+        ]
+        for images in costs
+    ]
+    order = [target for _, target in layers[0]]
+    order += sorted(set(range(sum(targets.counts))) - set(order))
+    pairs = torch.tensor([sorted(pairs, key=lambda pair: pair[1]) for pairs in layers])
+    return Matches(*pairs.unbind(-1), torch.tensor(order).argsort())

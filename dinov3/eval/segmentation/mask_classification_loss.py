@@ -5,7 +5,7 @@ are to say "no object". All layers of a decoder and all images are computed toge
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,9 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov3.eval.segmentation.hungarian_matcher import HungarianMatcher, Matches
-from dinov3.eval.segmentation.target_batch import TargetBatch, sample_points
+from dinov3.eval.segmentation.target_batch import TargetBatch, sample
 
 Targets = Sequence[dict[str, Tensor]]
+
+
+class PointSamples(NamedTuple):
+    """Points for each of T targets.
+
+    Attributes:
+        grid: (x, y), -1 to 1: first the candidates, then the random ones, (T, P, 2).
+        truth: the target mask there, (T, P).
+        weights: 1 where the point counts, otherwise 0, (T, P); None if all count.
+    """
+
+    grid: Tensor
+    truth: Tensor
+    weights: Tensor | None
+
+    def of(self, targets: Tensor) -> "PointSamples":
+        """Those of some targets, of ascending numbers."""
+        if len(targets) == len(self.grid):
+            return self
+        return PointSamples(*(None if values is None else values[targets] for values in self))
+
+    def gather(self, chosen: Tensor) -> "PointSamples":
+        """Those of some points, given by their numbers (T, P')."""
+        grid = self.grid.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
+        rest = (None if values is None else values.gather(1, chosen) for values in self[1:])
+        return PointSamples(grid, *rest)
 
 
 class MaskClassificationLoss(nn.Module):
@@ -86,18 +112,18 @@ class MaskClassificationLoss(nn.Module):
         """
         layers = [outputs, *outputs["aux_outputs"]]
         with torch.autocast(outputs["pred_masks"].device.type, enabled=False):
-            masks = torch.stack([layer["pred_masks"].float() for layer in layers])
-            classes = torch.stack([layer["pred_logits"].float() for layer in layers])
-            batch = TargetBatch(targets, masks.device)
-            if not batch.images.numel():
-                none = masks.flatten(1).sum(1) * 0  # zero, with a gradient: distributed training waits for one
-                matches = Matches(*torch.zeros(4, 0, dtype=torch.int64, device=masks.device))
-                mask_loss = dice_loss = none
-                _average_over_processes(none.new_zeros(()))
-            else:
+            masks = [layer["pred_masks"] for layer in layers]
+            classes = [layer["pred_logits"] for layer in layers]
+            batch = TargetBatch(targets, masks[0].device)
+            if batch.images.numel():
                 matches = self.matcher(masks, classes, batch)
                 mask_loss, dice_loss = self._mask_losses(masks, batch, matches)
-            class_loss = self._class_loss(classes, batch, matches)
+            else:
+                matches = Matches(*batch.images.new_zeros(2, len(layers), 0), batch.images)
+                _average_over_processes(self.empty_weight.new_zeros(()))  # the other processes wait for this one
+                # zeros with a gradient: under DDP every parameter must get one
+                mask_loss = dice_loss = torch.stack([layer.float().sum() * 0 for layer in masks])
+            class_loss = self._class_loss(torch.stack(classes).float(), batch, matches)
         suffixes = ["", *(f"_{i}" for i in range(len(layers) - 1))]
         return {
             f"{name}{suffix}": value
@@ -109,57 +135,58 @@ class MaskClassificationLoss(nn.Module):
             )
         }
 
-    def _mask_losses(self, masks: Tensor, batch: TargetBatch, matches: Matches) -> tuple[Tensor, Tensor]:
+    def _mask_losses(self, masks: Sequence[Tensor], batch: TargetBatch, matches: Matches) -> tuple[Tensor, Tensor]:
         """Cross-entropy and Dice of the matched masks, (L,) each."""
-        matched = masks[matches.layers, matches.images, matches.queries].unsqueeze(1)  # (K, 1, h, w)
-        with torch.no_grad():
-            points, truth, weights = self._choose_points(matched, batch, matches)
-        logits = sample_points(matched, points).squeeze(1)
-        cross_entropy = ((F.softplus(logits) - logits * truth) * weights).sum(-1) / weights.sum(-1).clamp(min=1)
-        probabilities, truth = logits.sigmoid() * weights, truth * weights
-        both, either = (probabilities * truth).sum(-1), probabilities.sum(-1) + truth.sum(-1)
-        dice = 1 - (2 * both + 1) / (either + 1)
-        number = _average_over_processes(logits.new_tensor(len(logits) / len(masks))).clamp(min=1)
-        per_layer = logits.new_zeros(2, len(masks))
-        return (per_layer.index_add(1, matches.layers, torch.stack([cross_entropy, dice])) / number).unbind()
+        number = _average_over_processes(self.empty_weight.new_tensor(matches.queries.shape[1])).clamp(min=1)
+        samples = self._draw(batch, matches.ranks)
+        # layer by layer, since small tensors stay in the cache
+        losses = [
+            self._compare(layer.flatten(0, 1).index_select(0, queries).float(), samples.of(targets))
+            for layer, queries, targets in zip(masks, matches.queries, matches.targets, strict=True)
+        ]
+        return (torch.stack(losses) / number).unbind(1)
 
-    def _choose_points(self, matched: Tensor, batch: TargetBatch, matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
-        """Where to compare each matched mask, (K, P, 2), what is to be there, and whether it counts, (K, P) each.
-
-        Candidates and random points are drawn once per target, in the order in which the first layer's pairs name them,
-        and are the same for all layers.
-        """
-        device, number = matched.device, len(batch.images)
-        rows = torch.empty(number, dtype=torch.int64, device=device)
-        rows[self._order(matches, number)] = torch.arange(number, device=device)
+    def _draw(self, batch: TargetBatch, ranks: Tensor) -> PointSamples:
+        """Draw candidates and random points for every target, and sample the targets there, for all layers."""
+        number, device = len(ranks), ranks.device
         candidates = torch.rand(number, self.num_candidates, 2, device=device)
         random = torch.rand(number, self.num_points - self.num_uncertain, 2, device=device)
-        points = torch.cat([candidates, random], dim=1)[rows]  # (T, candidates + random, 2)
-        truth = sample_points(batch.masks.unsqueeze(1), points).squeeze(1)
-        weights = batch.weights(points, batch.images)
-        uncertainty = sample_points(matched, points[matches.targets, : self.num_candidates]).squeeze(1).abs()
-        uncertainty = uncertainty.masked_fill(weights[matches.targets, : self.num_candidates] == 0, torch.inf)
-        uncertain = uncertainty.topk(self.num_uncertain, dim=1, largest=False, sorted=False).indices
-        always = torch.arange(self.num_candidates, points.shape[1], device=device).expand(len(uncertain), -1)
-        chosen = torch.cat([uncertain, always], dim=1)
-        pair = matches.targets.unsqueeze(1)
-        return points[pair, chosen], truth[pair, chosen], weights[pair, chosen]
+        grid = 2 * torch.cat([candidates, random], dim=1)[ranks] - 1  # drawn in the reference's order
+        truth = sample(batch.masks.unsqueeze(1), grid).squeeze(1)
+        return PointSamples(grid, truth, batch.weights(grid, batch.images))
 
-    @staticmethod
-    def _order(matches: Matches, number: int) -> Tensor:
-        """All targets: first those of the first layer's pairs, then those that it leaves unmatched."""
-        matched = matches.targets[matches.layers == 0]
-        is_left = torch.ones(number, dtype=torch.bool, device=matched.device)
-        is_left[matched] = False
-        return torch.cat([matched, is_left.nonzero().flatten()])
+    def _compare(self, masks: Tensor, samples: PointSamples) -> Tensor:
+        """Sums of cross-entropy and Dice loss, (2,), of masks' logits (K, h, w)."""
+        masks = masks.unsqueeze(1)
+        grid, truth, weights = self._choose(masks, samples)
+        logits = sample(masks, grid).squeeze(1)
+        errors, probabilities = F.softplus(logits) - logits * truth, logits.sigmoid()
+        count: Tensor | int = errors.shape[1]
+        if weights is not None:
+            errors, probabilities, truth = (values * weights for values in (errors, probabilities, truth))
+            count = weights.sum(1).clamp(min=1)
+        both, either = (probabilities * truth).sum(1), probabilities.sum(1) + truth.sum(1)
+        dice = 1 - (2 * both + 1) / (either + 1)
+        return torch.stack([(errors.sum(1) / count).sum(), dice.sum()])
+
+    @torch.no_grad()
+    def _choose(self, masks: Tensor, samples: PointSamples) -> PointSamples:
+        """Of the candidates the most uncertain, and the random points, for masks' logits (K, 1, h, w)."""
+        uncertainty = sample(masks, samples.grid[:, : self.num_candidates]).squeeze(1).abs_()
+        if samples.weights is not None:
+            uncertainty.masked_fill_(samples.weights[:, : self.num_candidates] == 0, torch.inf)
+        uncertain = uncertainty.topk(self.num_uncertain, dim=1, largest=False, sorted=False).indices
+        always = torch.arange(self.num_candidates, samples.grid.shape[1], device=masks.device)
+        return samples.gather(torch.cat([uncertain, always.expand(len(masks), -1)], dim=1))
 
     def _class_loss(self, classes: Tensor, batch: TargetBatch, matches: Matches) -> Tensor:
         """Cross-entropy of the classes, weighted, (L,)."""
+        classes = classes.flatten(1, 2)  # (L, B · Q, C + 1)
         wanted = torch.full(classes.shape[:-1], self.num_labels, dtype=torch.int64, device=classes.device)
-        wanted[matches.layers, matches.images, matches.queries] = batch.labels[matches.targets]
+        wanted.scatter_(1, matches.queries, batch.labels[matches.targets])
         losses = -classes.log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
         weights = self.empty_weight[wanted]
-        return (losses * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
+        return (losses * weights).sum(1) / weights.sum(1)
 
     def loss_total(self, losses: dict[str, Tensor], log_fn: Callable[..., None] | None = None) -> Tensor:
         """Add up losses by their weights.

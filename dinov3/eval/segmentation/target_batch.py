@@ -7,19 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def sample_points(maps: Tensor, points: Tensor, padding_mode: str = "zeros") -> Tensor:
+def sample(maps: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
     """Sample maps bilinearly.
 
     Args:
         maps: (B, C, h, w).
-        points: (x, y), 0 to 1 inside of the map, (B, P, 2).
+        grid: (x, y), -1 to 1 inside of the map, (B, P, 2).
         padding_mode: what is outside of the outermost pixel centres, as in `torch.nn.functional.grid_sample`.
 
     Returns:
         (B, C, P).
     """
-    grid = (2 * points - 1).unsqueeze(2)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False).squeeze(-1)
+    return F.grid_sample(
+        maps, grid.unsqueeze(2), mode="bilinear", padding_mode=padding_mode, align_corners=False
+    ).squeeze(-1)
 
 
 class TargetBatch:
@@ -60,16 +61,16 @@ class TargetBatch:
         arranged[self.images, self._places] = values
         return arranged
 
-    def weights(self, points: Tensor, images: Tensor) -> Tensor:
+    def weights(self, grid: Tensor, images: Tensor) -> Tensor | None:
         """1 for points that touch no ignored pixel, otherwise 0.
 
         Args:
-            points: (R, P, 2).
+            grid: (x, y), -1 to 1, (R, P, 2).
             images: number of the image of every row, (R,).
 
         Returns:
-            (R, P).
+            (R, P), or None if nothing is ignored.
         """
         if self.ignored is None:
-            return points.new_ones(points.shape[:2])
-        return (sample_points(self.ignored[images], points, "border").squeeze(1) == 0).to(points.dtype)
+            return None
+        return (sample(self.ignored[images], grid, "border").squeeze(1) == 0).to(grid.dtype)

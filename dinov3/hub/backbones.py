@@ -1,0 +1,163 @@
+"""DINOv3's ViTs by the reference's names.
+
+Siméoni et al., "DINOv3", 2025, https://arxiv.org/abs/2508.10104. The weights are under the DINOv3 License.
+"""
+
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dinov3.models.vision_transformer import DinoVisionTransformer
+from dinov3.weights.fitting import fit_weights
+from dinov3.weights.hub import download_hub_weights, download_url
+from dinov3.weights.layouts import read_weights
+
+
+class Weights(Enum):
+    """The images that the weights were pretrained on."""
+
+    LVD1689M = "LVD1689M"
+    SAT493M = "SAT493M"
+
+
+class Architecture(NamedTuple):
+    """What distinguishes the models.
+
+    Attributes:
+        embed_dim: channels.
+        depth: number of blocks.
+        num_heads: attention heads.
+        ffn_ratio: channels inside of the feed-forward networks, as a multiple of `embed_dim`.
+        ffn_layer: kind of these networks.
+        qkv_bias: whether queries and values have a bias.
+        timm_name: name of timm's copy of the weights on the hub; None if there is none.
+        on_satellite: whether there are weights of `Weights.SAT493M`.
+    """
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    ffn_ratio: float
+    ffn_layer: str
+    qkv_bias: bool
+    timm_name: str | None
+    on_satellite: bool = False
+
+
+ARCHITECTURES = {
+    "dinov3_vits16": Architecture(384, 12, 6, 4, "mlp", True, "vit_small_patch16_dinov3"),
+    "dinov3_vits16plus": Architecture(384, 12, 6, 6, "swiglu", True, "vit_small_plus_patch16_dinov3"),
+    "dinov3_vitb16": Architecture(768, 12, 12, 4, "mlp", True, "vit_base_patch16_dinov3"),
+    "dinov3_vitl16": Architecture(1024, 24, 16, 4, "mlp", True, "vit_large_patch16_dinov3", on_satellite=True),
+    "dinov3_vitl16plus": Architecture(1024, 24, 16, 6, "swiglu", True, None),
+    "dinov3_vith16plus": Architecture(1280, 32, 20, 6, "swiglu", True, "vit_huge_plus_patch16_dinov3"),
+    "dinov3_vit7b16": Architecture(4096, 40, 32, 3, "swiglu64", False, "vit_7b_patch16_dinov3", on_satellite=True),
+}
+SHARED = {
+    "patch_size": 16,
+    "pos_embed_rope_base": 100,
+    "pos_embed_rope_normalize_coords": "separate",
+    "pos_embed_rope_rescale_coords": 2,
+    "pos_embed_rope_dtype": "fp32",
+    "layerscale_init": 1e-5,
+    "norm_layer": "layernormbf16",
+    "n_storage_tokens": 4,
+    "mask_k_bias": True,
+}
+
+
+def create_model(
+    name: str,
+    pretrained: bool = True,
+    weights: Weights | str | Path = Weights.LVD1689M,
+    check_hash: bool = False,
+    **overrides: Any,
+) -> DinoVisionTransformer:
+    """Create one of DINOv3's ViTs.
+
+    Args:
+        name: its name in `ARCHITECTURES`.
+        pretrained: whether to load weights; otherwise they are random.
+        weights: which ones: of timm's copies on the hub, or a file in any layout that `dinov3.weights` reads, or its
+            address (`https://…`).
+        check_hash: check what an address gives against the hash in its name.
+        overrides: keywords of `DinoVisionTransformer`.
+
+    Raises:
+        ValueError: an unknown name, or weights that cannot be had or do not fit.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown model {name!r}; allowed: {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[name]
+    of_satellite = architecture.on_satellite and weights is Weights.SAT493M
+    options = {
+        **SHARED,
+        **{key: getattr(architecture, key) for key in ("embed_dim", "depth", "num_heads", "ffn_ratio", "ffn_layer")},
+        "qkv_bias": architecture.qkv_bias,
+        "untie_global_and_local_cls_norm": of_satellite or name == "dinov3_vit7b16",
+        **overrides,
+    }
+    model = DinoVisionTransformer(**options)
+    if pretrained:
+        file = read_weights(_find_weights(name, weights, check_hash))
+        model.load_state_dict(fit_weights(file, model).tensors)
+    return model
+
+
+def _find_weights(name: str, weights: Weights | str | Path, check_hash: bool) -> Path:
+    if not isinstance(weights, Weights):
+        return download_url(str(weights), check_hash) if str(weights).startswith(("http:", "https:")) else Path(weights)
+    architecture = ARCHITECTURES[name]
+    is_published = weights is Weights.LVD1689M or architecture.on_satellite
+    if architecture.timm_name is None or not is_published:
+        raise ValueError(f"there are no published weights {weights.name} of {name}: pass a file as weights")
+    return download_hub_weights(f"timm/{architecture.timm_name}.{weights.name.lower()}")
+
+
+def dinov3_vits16(
+    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
+) -> DinoVisionTransformer:
+    """ViT-S; the arguments are those of `create_model`."""
+    return create_model("dinov3_vits16", pretrained, weights, **overrides)
+
+
+def dinov3_vits16plus(
+    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
+) -> DinoVisionTransformer:
+    """ViT-S+; the arguments are those of `create_model`."""
+    return create_model("dinov3_vits16plus", pretrained, weights, **overrides)
+
+
+def dinov3_vitb16(
+    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
+) -> DinoVisionTransformer:
+    """ViT-B; the arguments are those of `create_model`."""
+    return create_model("dinov3_vitb16", pretrained, weights, **overrides)
+
+
+def dinov3_vitl16(
+    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
+) -> DinoVisionTransformer:
+    """ViT-L; the arguments are those of `create_model`."""
+    return create_model("dinov3_vitl16", pretrained, weights, **overrides)
+
+
+def dinov3_vitl16plus(
+    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
+) -> DinoVisionTransformer:
+    """ViT-L+; the arguments are those of `create_model`. No weights of it are published."""
+    return create_model("dinov3_vitl16plus", pretrained, weights, **overrides)
+
+
+def dinov3_vith16plus(
+    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
+) -> DinoVisionTransformer:
+    """ViT-H+; the arguments are those of `create_model`."""
+    return create_model("dinov3_vith16plus", pretrained, weights, **overrides)
+
+
+def dinov3_vit7b16(
+    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
+) -> DinoVisionTransformer:
+    """ViT-7B; the arguments are those of `create_model`."""
+    return create_model("dinov3_vit7b16", pretrained, weights, **overrides)
