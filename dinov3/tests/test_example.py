@@ -1,0 +1,28 @@
+"""The examples of the page on this package run as they are printed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinov3.hub.backbones import dinov3_vits16
+
+PAGE = Path(__file__).resolve().parents[2] / "documentation" / "dinov3" / "README.md"
+
+
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dinov3_vits16(pretrained=False).to_reference_state_dict(), "dinov3_vits16.pth")
+    build, train, load = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict = {}
+    exec(build, names)
+    assert names["output"]["pred_masks"].shape == (1, 100, 25, 33)
+    assert names["output"]["pred_logits"].shape == (1, 100, 5) and len(names["output"]["aux_outputs"]) == 9
+    exec(train, names)
+    assert names["logits"].shape == (1, 4, 97, 131)
+    trained = [p for p in names["segmentor"].parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None for p in trained)
+    names["state"] = names["segmentor"].state_dict()
+    names["backbone"] = dinov3_vits16(pretrained=False)
+    exec(load, names)
