@@ -17,11 +17,11 @@ install-dev: $(PYTHON)
 demo: install
 	$(PYTHON) demo/run_demo.py
 
-test: install-dev lint
-	$(PYTHON) -m pytest --durations=10
+test: lint test-fast
+	$(PYTHON) -m pytest --durations=10 -m integration
 
 test-fast: install-dev
-	$(PYTHON) -m pytest -m "not integration"
+	$(PYTHON) -m pytest -m "not integration" -n auto
 
 lint: install-dev
 	$(PYTHON) -m ruff check .
