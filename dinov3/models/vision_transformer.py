@@ -26,7 +26,12 @@ logger = logging.getLogger(__name__)
 NORM_EPSILON = {"layernorm": 1e-6, "layernormbf16": 1e-5}
 SWIGLU_MULTIPLES = {"swiglu": 8, "swiglu64": 64}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-COORDINATES = ("min", "max", "separate")
+CHOICES = {
+    "norm_layer": tuple(NORM_EPSILON),
+    "ffn_layer": ("mlp", *SWIGLU_MULTIPLES),
+    "pos_embed_rope_dtype": tuple(DTYPES),
+    "pos_embed_rope_normalize_coords": ("min", "max", "separate"),
+}
 # What a state of timm's names lacks keeps its value.
 OWN = ("mask_token", "local_cls_norm.weight", "local_cls_norm.bias")
 
@@ -120,22 +125,21 @@ class DinoVisionTransformer(ReferenceInterface, Eva):
     ) -> None:
         if unknown:
             logger.warning("ignored unknown keywords of DinoVisionTransformer: %s", ", ".join(sorted(unknown)))
-        impossible = {
-            "pos_embed_rope_min_period": pos_embed_rope_min_period is not None,
-            "pos_embed_rope_max_period": pos_embed_rope_max_period is not None,
-            "pos_embed_rope_shift_coords": pos_embed_rope_shift_coords is not None,
-            "pos_embed_rope_jitter_coords": pos_embed_rope_jitter_coords is not None,
-            "ffn_bias": not ffn_bias,
-            "proj_bias": not proj_bias,
-            "untie_cls_and_patch_norms": untie_cls_and_patch_norms,
-        }
-        refused = next((keyword for keyword, is_set in impossible.items() if is_set), None)
-        if refused:
-            raise ValueError(f"timm's DINOv3 has no {refused}: leave it at its default")
-        _check_one_of("norm_layer", norm_layer, NORM_EPSILON)
-        _check_one_of("ffn_layer", ffn_layer, ("mlp", *SWIGLU_MULTIPLES))
-        _check_one_of("pos_embed_rope_dtype", pos_embed_rope_dtype, DTYPES)
-        _check_one_of("pos_embed_rope_normalize_coords", pos_embed_rope_normalize_coords, COORDINATES)
+        _refuse(
+            pos_embed_rope_min_period=pos_embed_rope_min_period is not None,
+            pos_embed_rope_max_period=pos_embed_rope_max_period is not None,
+            pos_embed_rope_shift_coords=pos_embed_rope_shift_coords is not None,
+            pos_embed_rope_jitter_coords=pos_embed_rope_jitter_coords is not None,
+            ffn_bias=not ffn_bias,
+            proj_bias=not proj_bias,
+            untie_cls_and_patch_norms=untie_cls_and_patch_norms,
+        )
+        _check_choices(
+            norm_layer=norm_layer,
+            ffn_layer=ffn_layer,
+            pos_embed_rope_dtype=pos_embed_rope_dtype,
+            pos_embed_rope_normalize_coords=pos_embed_rope_normalize_coords,
+        )
         gated = ffn_layer in SWIGLU_MULTIPLES
         super().__init__(
             img_size=img_size,
@@ -197,9 +201,18 @@ class DinoVisionTransformer(ReferenceInterface, Eva):
         return own | timm_to_reference(state, self.mask_k_bias)
 
 
-def _check_one_of(keyword: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{keyword} must be one of {', '.join(allowed)}, found {value!r}")
+def _refuse(**is_set: bool) -> None:
+    """Raise ValueError for the first keyword that is set to what timm's model cannot do."""
+    refused = next((keyword for keyword, value in is_set.items() if value), None)
+    if refused:
+        raise ValueError(f"timm's DINOv3 has no {refused}: leave it at its default")
+
+
+def _check_choices(**chosen: str) -> None:
+    """Raise ValueError for the first keyword whose value is not one of `CHOICES`."""
+    for keyword, value in chosen.items():
+        if value not in CHOICES[keyword]:
+            raise ValueError(f"{keyword} must be one of {', '.join(CHOICES[keyword])}, found {value!r}")
 
 
 def _take_reference_names(
