@@ -117,7 +117,7 @@ class UNETRSegmentationModel(ViTSegmentationModel):
     Args:
         num_classes: number of classes.
         decoder_channels: five widths, from the grid of patches to the full size.
-        negative_slope: of the leaky ReLUs.
+        negative_slope: of the leaky ReLUs, in [0, 1].
         upsample_mode: `deconv` (transposed convolutions) or `bilinear` between the stages.
         image_branch: also give the last stage convolutions of the image itself; in the paper they are the skip
             connection at full size.
@@ -136,8 +136,10 @@ class UNETRSegmentationModel(ViTSegmentationModel):
         super().__init__(num_classes, **backbone_options)
         check_levels("UNETR", self.feature_indices)
         check_one_of("upsample_mode", upsample_mode, UPSAMPLE_MODES)
-        if len(decoder_channels) != 5 or min(decoder_channels) < 1:
-            raise ValueError(f"decoder_channels must be five positive numbers, found {list(decoder_channels)}")
+        if len(decoder_channels) != 5 or not all(isinstance(width, int) and width > 0 for width in decoder_channels):
+            raise ValueError(f"decoder_channels must be five positive whole numbers, found {list(decoder_channels)}")
+        if not 0 <= negative_slope <= 1:
+            raise ValueError(f"negative_slope must be in [0, 1], found {negative_slope}")
         self.decoder = UNETRDecoder(self.embed_dim, decoder_channels, upsample_mode, negative_slope)
         width = decoder_channels[4]
         self.image_stem = ConvBlock(self.input_channels, width, negative_slope) if image_branch else None

@@ -54,7 +54,10 @@ class PrimusDecoder(nn.Module):
         if not is_power:
             raise ValueError(f"patch_embed_size must be a power of two, found {patch_embed_size}")
         if channels < patch_embed_size:
-            raise ValueError(f"embed_dim {channels} cannot be halved down to patch_embed_size {patch_embed_size}")
+            raise ValueError(
+                f"embed_dim is too small: the decoder has {channels} channels (embed_dim for every depth), which "
+                f"cannot be halved down to patch_embed_size {patch_embed_size}"
+            )
         self.projection = nn.Conv2d(in_channels, channels, 1) if channels != in_channels else nn.Identity()
         self.patch_decoder = PatchDecoder(channels, num_classes, patch_embed_size)
         self.apply(InitWeights_He(NEGATIVE_SLOPE))

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import ClassVar
 
@@ -141,9 +142,10 @@ class ViTSegmentationModel(nn.Module):
                 raise ValueError(f"a backbone of {depth} blocks has no four feature layers: set model.out_layers")
             return cls.LAYER_INDICES.get(depth, [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
         layers = list(out_layers)
-        if not layers or layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= depth:
+        are_indices = all(isinstance(layer, Integral) and 0 <= layer < depth for layer in layers)
+        if not layers or not are_indices or layers != sorted(set(layers)):
             raise ValueError(f"out_layers {layers} must be ascending block indices from 0 to {depth - 1}")
-        return layers
+        return [int(layer) for layer in layers]
 
     def _set_input_norm(self, input_norm: dict[str, list[float]] | None) -> None:
         # buffers, so that they move with the model and prediction does what training did

@@ -173,6 +173,7 @@ def read_experiment(args: argparse.Namespace) -> Any:
         raise ExperimentError(f"{args.config}: trainer must be str, found {values['trainer']!r}")
     trainer = args.trainer_class_name or values.get("trainer") or args.default_trainer
     config = build(schema_of(trainer), values, args.config)
+    config.trainer = trainer  # the plans name the one that trains, so that `--c` finds it
     if args.pretrained_weights is not None:
         config.model.pretrained = False  # the hub's weights would be overwritten at once
     if not (args.c or args.val):

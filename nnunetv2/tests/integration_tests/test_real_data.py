@@ -81,7 +81,7 @@ CASES = [
 TINY = (
     "model.backbone_size=tiny",
     "model.pretrained=false",
-    "train.num_epochs=1",
+    "train.num_epochs=2",
     "train.num_iterations_per_epoch=2",
     "train.num_val_iterations_per_epoch=1",
     "train.precision=float32",
@@ -114,13 +114,17 @@ def subset(case: Case, real_data: Path, raw: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_train_and_predict(case: Case, real_data: Path, make_workplace):
+def test_train_resume_and_predict(case: Case, real_data: Path, make_workplace):
     place = make_workplace(case.dataset)
     test = subset(case, real_data, place.raw)
     place.plan(str(case.number))
     train = ("nnUNetv2_train_vit", case.number, "2d", 0, "--config", case.config, "-device", "cpu")
     place.run(*train, *TINY, *case.options)
     plans = f"nnUNetPlans_{case.config}"
+    results = place.results / case.dataset / f"nnUNetTrainer_vit__{plans}__2d" / "fold_0"
+    (results / "checkpoint_final.pth").unlink()  # as if it had stopped after its best epoch
+    place.run("nnUNetv2_train_vit", case.number, "2d", 0, "--name", case.config, "--c", "-device", "cpu")
+    assert (results / "checkpoint_final.pth").is_file()
     model = ("-d", case.number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", plans)
     output = place.root / "predicted"
     options = ("-device", "cpu", "--disable_tta", "--save_probabilities", "-npp", 1, "-nps", 1)
@@ -136,7 +140,6 @@ def test_train_and_predict(case: Case, real_data: Path, make_workplace):
     assert len(probabilities) == case.heads and np.isfinite(probabilities).all()
     if case.number != 113:  # regions overlap, so that theirs need not sum to one
         assert np.allclose(probabilities.sum(0), 1, atol=1e-3)
-    results = place.results / case.dataset / f"nnUNetTrainer_vit__{plans}__2d" / "fold_0"
     assert json.loads((results / "validation" / "summary.json").read_text())["foreground_mean"]
     assert INPUT_NORM in next(results.glob("training_log_*.txt")).read_text()
 

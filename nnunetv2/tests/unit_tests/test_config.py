@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunetv2.run.arguments import training_parser
+from nnunetv2.run.train_experiment import read_experiment
 from nnunetv2.training.experiment.decoder_options import read_factory
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.schema import as_stored, load_config, packaged_configs, refuse
@@ -271,3 +273,11 @@ def test_a_decoder_of_ones_own_is_checked_without_importing_it(tmp_path: Path, m
         assert load(str(path)).model.decoder == {"anything": 4}
     (tmp_path / "broken_decoder.py").write_text("def create_segmentation_model(:\n")
     assert "is not valid Python" in refusal("model.model_path=broken_decoder")
+
+
+@pytest.mark.parametrize(("config", "trainer"), [("upernet", "nnUNetTrainer_mymodel"), ("segformer_default", None)])
+def test_the_plans_name_the_trainer_that_trains(config: str, trainer: str | None):
+    parser = training_parser("command", "", "nnUNetTrainer_vit")
+    named = ["-tr", trainer] if trainer else []
+    args = parser.parse_intermixed_args(["1", "2d", "0", "--config", config, "model.pretrained=false", *named])
+    assert read_experiment(args).trainer == (trainer or "nnUNetTrainerNoDeepSupervision_segformer")

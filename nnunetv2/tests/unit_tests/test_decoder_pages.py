@@ -277,6 +277,17 @@ def test_the_resolver_of_the_page_decides_by_the_batch(own: Path):
     assert [channels_of(derive_own(own, batch_size=n)) for n in (2, 12)] == [128, 64]
 
 
+@pytest.mark.parametrize(
+    ("returned", "told"), [("None", "TypeError"), ("{'channels': np.int64(8)}", "int64 is not JSON serializable")]
+)
+def test_a_resolver_that_returns_what_plans_cannot_hold_is_told(own: Path, returned: str, told: str):
+    path = own / "my_decoder.py"
+    resolver = f"import numpy as np\n\ndef resolve_options(options, batch_size):\n    return {returned}\n"
+    path.write_text(f"{path.read_text()}\n{resolver}")
+    with pytest.raises(ExperimentError, match=f"cannot be built as configured.*{told}"):
+        derive_own(own)
+
+
 def test_without_the_module_the_network_cannot_be_rebuilt(own: Path, monkeypatch: pytest.MonkeyPatch):
     derived = derive_own(own)
     sys.modules.pop("my_decoder")

@@ -144,6 +144,17 @@ def test_unetr_doubles_the_map_of_each_depth_the_right_number_of_times():
     sizes = [tuple(b(x).shape[1:]) for b, x in zip(model.decoder.branches, features[::-1], strict=True)]
     assert sizes == [(32, 10, 14), (16, 20, 28), (12, 40, 56), (8, 80, 112)]
     assert model.decoder(features).shape == (2, 4, 80, 112)
+    given = []
+    for branch in model.decoder.branches:
+        branch.register_forward_pre_hook(lambda _module, inputs: given.append(inputs[0]))
+    model.decoder(features)
+    assert all(x is feature for x, feature in zip(given, features[::-1], strict=True))  # deepest first
+
+
+def test_unetr_has_the_slope_that_it_is_told():
+    model = build("model_unetr", decoder_channels=[8] * 5, negative_slope=0.3)
+    slopes = {module.negative_slope for module in model.decoder.modules() if isinstance(module, nn.LeakyReLU)}
+    assert slopes == {0.3}
 
 
 # --- Primus ---------------------------------------------------------------------------------------------------------
@@ -164,6 +175,22 @@ def test_primus_halves_the_channels_at_each_doubling():
     widths = [stage[0].out_channels for stage in list(build("primus", embed_dim=64).decoder.patch_decoder)[:-1]]
     assert widths == [32, 16, 8, 4]
     assert build("primus", backbone_name="dinov2").decoder(maps(build("primus"))[:1][0].float()[None]).shape[-1] == 112
+
+
+def test_primus_normalises_the_channels_of_every_pixel():
+    stage = build("primus", embed_dim=64).decoder.patch_decoder[0]
+    doubled = stage[0](torch.rand(2, 64, 3, 5))
+    expected = nn.functional.layer_norm(doubled.movedim(1, -1), (32,), eps=1e-6).movedim(-1, 1)
+    assert torch.allclose(stage[1](doubled), expected, atol=1e-5)
+
+
+def test_primus_starts_from_hes_initialisation():
+    decoder = build("primus", embed_dim=256, num_classes=8).decoder
+    for layer in (decoder.projection, decoder.patch_decoder[0][0]):
+        # PyTorch's fan-in of a transposed convolution counts its output channels
+        fan_in = nn.init._calculate_fan_in_and_fan_out(layer.weight)[0]
+        expected = (2 / (1 + 0.01**2) / fan_in) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(expected, rel=0.05) and not layer.bias.any()
 
 
 def test_primus_interaction_indices_are_the_feature_layers():
@@ -207,12 +234,21 @@ def test_the_linear_probe_is_linear_in_the_features():
         (
             "model_unetr",
             {"decoder_channels": [8, 8]},
-            r"decoder_channels must be five positive numbers, found \[8, 8\]",
+            r"decoder_channels must be five positive whole numbers, found \[8, 8\]",
         ),
+        (
+            "model_unetr",
+            {"decoder_channels": [8.5, 8, 8, 8, 8]},
+            r"five positive whole numbers, found \[8.5, 8, 8, 8, 8\]",
+        ),
+        ("model_unetr", {"decoder_channels": ["a", 8, 8, 8, 8]}, "five positive whole numbers"),
+        ("model_unetr", {"negative_slope": -0.1}, r"negative_slope must be in \[0, 1\], found -0.1"),
+        ("model_unetr", {"negative_slope": float("nan")}, r"negative_slope must be in \[0, 1\], found nan"),
+        ("primus", {"interaction_indices": ["a"]}, r"\['a'\] must be ascending block indices from 0 to 3"),
         ("model_unetr", {"out_layers": [3]}, "UNETR needs four feature layers"),
         ("primus", {"patch_embed_size": 14}, "patch_embed_size must be a power of two, found 14"),
         ("primus", {"patch_embed_size": 0}, "patch_embed_size must be a power of two, found 0"),
-        ("primus", {"embed_dim": 8}, "embed_dim 8 cannot be halved down"),
+        ("primus", {"embed_dim": 8}, "embed_dim is too small: the decoder has 8 channels"),
         ("model_linear", {"dropout": -0.1}, r"dropout must be in \[0, 1\), found -0.1"),
     ],
 )

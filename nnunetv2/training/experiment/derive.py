@@ -1,5 +1,6 @@
 """Derive the plans of an experiment from nnU-Net's plans and a configuration; everything automatic is resolved here."""
 
+import json
 import pydoc
 from copy import deepcopy
 from pathlib import Path
@@ -110,7 +111,11 @@ def _decoder_keywords(model: Any, batch_size: int) -> dict[str, Any]:
     """The decoder's options; its module may have a function that decides on what is automatic."""
     try:
         resolve_options = pydoc.locate(f"{model.model_path}.{RESOLVER}")
-        return resolve_options(dict(model.decoder), batch_size) if resolve_options else model.decoder
+        if not resolve_options:
+            return model.decoder
+        resolved = dict(resolve_options(dict(model.decoder), batch_size))
+        json.dumps(resolved)  # what cannot be written into plans is told now
+        return resolved
     except Exception as error:  # whatever a decoder of the user's own raises
         raise _not_to_be_built(error) from error
 
