@@ -1,11 +1,11 @@
 """Measure every packaged decoder: time of a forward pass and of a training step, peak memory, parameters.
 
 usage: python benchmarks/decoders.py [--backbone dinov3] [--size base] [--image 256] [--batch 1] [--device cpu cuda]
-           [--rounds 3] [--repetitions 3] [--forms NAME ...] [--parts] [--plot FILE.png] [KEY=VALUE ...]
+           [--rounds 3] [--repetitions 3] [--forms NAME ...] [--parts] [--plot FILE.png] [--set KEY=VALUE ...]
 
 One table per device: medians, least and greatest values, and ratios to the linear probe of the same run. The network is
-that of the packaged configuration from random weights, the backbone frozen; KEY=VALUE changes all configurations, such
-as train.precision=bfloat16. A forward pass is one in evaluation without gradients; a training step is forward, loss,
+that of the packaged configuration from random weights, the backbone frozen; `--set` changes all configurations, such as
+train.precision=bfloat16. A forward pass is one in evaluation without gradients; a training step is forward, loss,
 backward and a step of the optimiser.
 
 Each decoder is measured in a process of its own, so that its peak memory is its own (CPU: the resident memory of the
@@ -36,7 +36,9 @@ from packaged_decoders import FORMS, build_network, create_loss, read_form
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nnunetv2.model.backbone_families import check_backbone
 from nnunetv2.model.segmentation_model import autocast_for, count_parameters
+from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
 
 NUM_CLASSES = 3
@@ -354,7 +356,6 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--backbone", default="dinov3")
     parser.add_argument("--size", default="base")
     parser.add_argument("--image", type=int, default=256, help="side of the images in pixels")
@@ -365,16 +366,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--parts", action="store_true", help="also say where the time goes within each decoder")
     parser.add_argument("--plot", type=Path, help="write a bar plot to this file")
-    return parser.parse_intermixed_args()
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change all configurations")
+    args = parser.parse_args()
+    args.overrides = (f"model.backbone={args.backbone}", f"model.backbone_size={args.size}", *args.set)
+    try:
+        check_backbone(args.backbone, args.size)
+        for form in args.forms:
+            read_form(FORMS[form], args.overrides)
+    except (ExperimentError, ValueError) as error:
+        parser.error(str(error))
+    return args
 
 
 def main() -> None:
     """Print one table per device."""
     args = parse_arguments()
-    overrides = (f"model.backbone={args.backbone}", f"model.backbone_size={args.size}", *args.overrides)
     measured = {}
     for device in args.device:
-        tasks = [Task(form, device, overrides, args.image, args.batch, args.repetitions) for form in args.forms]
+        tasks = [Task(form, device, args.overrides, args.image, args.batch, args.repetitions) for form in args.forms]
         measured[device] = measure_all(tasks, args.rounds)
         print(
             f"\n{device_name(device)}: {args.backbone} {args.size}, {args.batch} × 3 × {args.image} × {args.image}, "

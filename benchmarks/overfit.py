@@ -115,6 +115,8 @@ def choose_sample(dataset: Path, side: int) -> Sample:
     _, row, column = found[path]
     crop = np.s_[..., row : row + side, column : column + side]
     files = sorted((dataset / "imagesTr").glob(f"{path.stem}_*{path.suffix}"))
+    if not files:
+        sys.exit(f"no image of {path.name} in {dataset / 'imagesTr'}; only data sets of photographs can be used")
     image = np.concatenate([read_channels(file) for file in files])[crop].astype(np.float32)
     image = (image - image.min()) / max(float(np.ptp(image)), 1e-6)
     truth = torch.from_numpy(masks[path][crop].astype(np.int64))
@@ -233,6 +235,8 @@ def main() -> None:
     patch_size = create_network("linear", args.backbone, sample.image.shape[1]).patch_size
     grid = fit_grid(sample, patch_size)
     print(f"best logits at stride {patch_size}: Dice {grid.dice:.3f}")
+    if grid.dice >= TARGET:
+        parser.error(f"this crop does not tell fine decoders from coarse ones (limit {TARGET}): choose a larger --side")
     fits = {f"best at stride {patch_size}": grid}
     failed = []
     print(f"{'decoder':<24}{'target':>8}{'steps':>8}{'Dice':>8}")
