@@ -4,12 +4,14 @@ Reference: Siméoni et al., "DINOv3", 2025, https://arxiv.org/abs/2508.10104.
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
+
+from dinov3.models.timm_dinov3 import is_dinov3, match_reference
 
 
 class ReferenceInterface:
@@ -166,21 +168,35 @@ class ReferenceInterface:
             handle.remove()
 
 
+class ReferenceEva(ReferenceInterface, Eva):
+    """timm's `Eva` (DINOv3 and others) with the reference's interface."""
+
+
+class ReferenceVisionTransformer(ReferenceInterface, VisionTransformer):
+    """timm's `VisionTransformer` (DINOv2, MAE and others) with the reference's interface."""
+
+
+CLASSES = {Eva: ReferenceEva, VisionTransformer: ReferenceVisionTransformer}
+
+
 def wear_reference_interface(model: nn.Module) -> nn.Module:
-    """Give a timm ViT the reference's interface, in place: nothing but its class changes.
+    """Give a timm ViT the reference's interface, in place; a DINOv3 is also made to compute like the reference.
 
     Args:
         model: a timm ViT (`Eva` or `VisionTransformer`), also with adapters of peft.
 
     Returns:
         The same model.
+
+    Raises:
+        ValueError: it is a model of another class.
     """
     vit = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(vit, ReferenceInterface):
-        vit.__class__ = _with_interface(type(vit))
+        if type(vit) not in CLASSES:
+            allowed = " or ".join(known.__name__ for known in CLASSES)
+            raise ValueError(f"the ViT must be timm's {allowed}, found {type(vit).__name__}")
+        vit.__class__ = CLASSES[type(vit)]
+        if is_dinov3(vit):
+            match_reference(vit)
     return model
-
-
-@functools.cache
-def _with_interface(vit_class: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Reference{vit_class.__name__}", (ReferenceInterface, vit_class), {})

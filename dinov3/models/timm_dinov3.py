@@ -63,6 +63,8 @@ def has_query_bias(state: dict[str, Tensor]) -> bool:
     softmax over the keys cancels it.
     """
     for name, value in state.items():
+        if value.is_meta:
+            continue
         if QKV_BIAS.fullmatch(name):
             query, _, value_bias = value.chunk(3)
             if bool(query.any()) or bool(value_bias.any()):

@@ -53,8 +53,8 @@ class DinoVisionTransformer(ReferenceInterface, Eva):
     """DINOv3's ViT with the reference's constructor, attributes and methods.
 
     `state_dict()` has timm's names, and the rotary periods; `load_state_dict` takes these or the reference's, under any
-    prefix. The mask token and the norm of local crops, which only pretraining needs, are loaded too, but are in
-    `to_reference_state_dict` only.
+    prefix. The mask token and the norm of local crops, which only pretraining needs, are taken from such a state, but
+    are only in `to_reference_state_dict`; `dinov3.weights` leaves them aside.
 
     Args:
         img_size: nominal side of the images; any other size works.
@@ -177,11 +177,10 @@ class DinoVisionTransformer(ReferenceInterface, Eva):
         self.local_cls_norm = LocalNorm(embed_dim).to(device) if untie_global_and_local_cls_norm else None
         self.register_load_state_dict_pre_hook(_take_reference_names)
 
-    def train(self, mode: bool = True) -> "DinoVisionTransformer":
-        """Set the training mode; a frozen ViT's rotary encoding stays in evaluation mode, without random rescaling."""
-        super().train(mode)
-        self.rope.train(mode and any(parameter.requires_grad for parameter in self.parameters()))
-        return self
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """See timm's `Eva`. The coordinates of a frozen ViT are never rescaled at random."""
+        self.rope.train(self.training and any(parameter.requires_grad for parameter in self.parameters()))
+        return super().forward_intermediates(*args, **kwargs)
 
     def to_reference_state_dict(self) -> dict[str, Tensor]:
         """Return the state with the reference's names, which the reference's class of the same keywords loads strictly.

@@ -67,6 +67,22 @@ def test_regions_from_queries_by_hand():
     assert torch.allclose(probabilities, union, atol=1e-6)
 
 
+def test_scores_too_small_for_float32_keep_their_ratios():
+    torch.manual_seed(0)
+    masks, classes = torch.randn(1, 5, 4, 4) * 5 - 60, torch.randn(1, 5, 4) * 3
+    classes[..., -1] += 35
+    scores = torch.einsum("bqc,bqhw->bchw", classes.double().softmax(-1)[..., :-1], masks.double().sigmoid())
+    expected = scores / scores.sum(1, keepdim=True)
+    assert torch.allclose(queries_to_logits(masks, classes).softmax(1).double(), expected, atol=1e-5)
+
+
+def test_labels_of_any_type():
+    labels = torch.tensor([[[0, 1, 255, 255]]])
+    for kind in (torch.uint8, torch.int32, torch.float32):
+        (target,) = semantic_to_m2f_targets(labels.to(kind), ignore_label=-1)
+        assert target["labels"].tolist() == [0, 1, 255] and "valid" not in target
+
+
 def test_no_object_does_not_count():
     classes = torch.tensor([[[0.0, 0.0, 20.0]]])
     masks = torch.full((1, 1, 1, 1), 20.0)

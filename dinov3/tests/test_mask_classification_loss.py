@@ -176,7 +176,7 @@ def test_what_is_ignored_takes_part_in_nothing():
         losses = loss.of_all_layers(outputs, marked)
         (gradient,) = torch.autograd.grad(loss.loss_total(losses), outputs["pred_masks"])
         assert float(gradient[..., 5:].abs().max()) == 0 < float(gradient[..., :4].abs().max())
-        values.append([float(value) for value in losses.values()])
+        values.append([value.item() for value in losses.values()])
     assert values[0] == values[1]
     torch.manual_seed(0)
     everywhere = [float(value) for value in loss.of_all_layers(outputs, images).values()]
@@ -228,6 +228,37 @@ def test_predictions_that_are_not_finite_can_be_matched():
         outputs["pred_masks"][0, 0] = torch.nan
         outputs["pred_masks"][1, 1] = torch.inf
     small_loss().of_all_layers(outputs, images)
+
+
+def test_predictions_and_targets_that_are_not_finite_where_nothing_counts():
+    outputs, images, loss = predictions(), targets(), small_loss(2000)
+    valid = torch.ones(32, 32, dtype=torch.bool)
+    valid[:, 8:] = False
+    with torch.no_grad():
+        outputs["pred_masks"][..., 4:] = torch.nan
+    for target in images:
+        target["valid"] = valid
+        target["masks"][..., 16:] = torch.nan
+    assert all(bool(value.isfinite()) for value in loss.of_all_layers({**outputs, "aux_outputs": []}, images).values())
+
+
+def test_points_are_not_wasted_on_what_is_ignored():
+    outputs, images = predictions(), targets()
+    valid = torch.ones(32, 32, dtype=torch.bool)
+    valid[:, 16:] = False
+    with torch.no_grad():  # where it is ignored the masks are most uncertain
+        outputs["pred_masks"][..., 4:] = 0.0
+    marked = [{**target, "valid": valid} for target in images]
+    torch.manual_seed(0)
+    loss = small_loss(100, 8.0, 1.0).of_all_layers({**outputs, "aux_outputs": []}, marked)["loss_mask"]
+    (gradient,) = torch.autograd.grad(loss, outputs["pred_masks"])
+    assert loss.item() > 0.1 and bool(gradient[..., :4].any())
+
+
+@pytest.mark.parametrize("labels", [torch.int32, torch.float32])
+def test_labels_of_another_type(labels: torch.dtype):
+    images = [{**target, "labels": target["labels"].to(labels)} for target in targets()]
+    small_loss().of_all_layers(predictions(), [images[0], empty(images[1])])
 
 
 def test_one_transfer_for_all_layers_and_images():

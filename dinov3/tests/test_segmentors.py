@@ -1,5 +1,7 @@
 """Whole segmentors: any size, any ViT, any mode of training."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from golden_cases import flatten
 from torch import Tensor, nn
 
 from dinov3.eval.segmentation.models import BackboneLayersSet, FeatureDecoder, build_segmentation_decoder
+from dinov3.eval.segmentation.models.backbone.dinov3_adapter import DINOv3_Adapter
 from dinov3.eval.segmentation.models.utils.extent import crop_extent
 from dinov3.models.lora import add_lora
 from dinov3.models.vision_transformer import DinoVisionTransformer
@@ -85,6 +88,66 @@ def test_a_map_of_a_padded_image_is_cropped_in_place():
     assert torch.allclose(odd, ((torch.arange(25) + 0.5) * 97 / 25 / 4).clamp(min=0.5), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cropped_map_is_in_place_in_half_precision(dtype: torch.dtype):
+    columns = (torch.arange(256.0) >= 75).to(dtype).view(1, 1, 1, 256).expand(1, 1, 8, 256)  # a step at pixel 300
+    cropped = crop_extent(columns, (32, 1024), (32, 1000))[0, 0, 0]
+    assert cropped.dtype == dtype and int((cropped < 0.5).sum()) == 75
+
+
+def test_a_vit_with_other_patches_sees_the_image_in_place():
+    model = segmentor(backbone=vit("dinov2"))
+    adapter, seen = model.segmentation_model[0], []
+    features = adapter.backbone.get_intermediate_layers
+    adapter.backbone.get_intermediate_layers = lambda x, **options: seen.append(x) or features(x, **options)
+    ramp = torch.linspace(0, 1, 128).expand(1, 3, 64, 128)
+    model(ramp)
+    (x,) = seen
+    assert x.shape == (1, 3, 56, 112)
+    centres = (torch.arange(112) + 0.5) / 112  # the same place in either image
+    expected = ((centres * 128 - 0.5) / 127).clamp(0, 1)
+    assert torch.allclose(x[0, 0, 5], expected, atol=0.01)
+
+
+def test_images_are_padded_by_their_border():
+    model, seen = segmentor().eval(), []
+    model.segmentation_model[0].spm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    x = torch.rand(1, 3, 40, 33)
+    model(x)
+    assert seen[0].shape == (1, 3, 64, 64) and torch.equal(seen[0][..., :40, :33], x)
+    assert torch.equal(seen[0][..., 50, 60], x[..., -1, -1])
+
+
+def test_dropout_and_stochastic_depth_in_training_only():
+    x = torch.rand(2, 3, 64, 64)
+    linear = segmentor("linear", dropout=0.5).train()
+    assert not torch.equal(linear(x), linear(x))
+    assert torch.equal(linear.eval().predict(x), linear.predict(x))
+    adapter = DINOv3_Adapter(vit(), [0, 1, 2, 3], drop_path_rate=0.5).train()
+    assert any(not torch.equal(adapter(x)["2"], adapter(x)["2"]) for _ in range(5))
+    assert torch.equal(adapter.eval()(x)["2"], adapter(x)["2"])
+
+
+def test_what_trains_may_change_after_building():
+    model = segmentor().train()
+    model.segmentation_model[0].backbone.requires_grad_(True)
+    model.train()
+    total(model(torch.rand(1, 3, 64, 64))).backward()
+    assert with_gradient(model) == {name for name, _ in model.named_parameters()}
+
+
+def test_lora_on_a_plain_timm_dinov3_with_a_query_bias():
+    timm_vit = timm.create_model(
+        "vit_small_patch16_dinov3_qkvb", num_classes=0, embed_dim=64, depth=4, num_heads=2, dynamic_img_size=True
+    )
+    backbone = add_lora(timm_vit, 2, 4, 0.0, ["qkv", "proj"])
+    model = segmentor(backbone=backbone, lora_enabled=True).train()
+    total(model(torch.rand(1, 3, 64, 64))).backward()
+    adapted = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    assert len(adapted) == 16 and all(parameter.grad is not None for parameter in adapted)
+    assert any(name.endswith("rope.periods") for name in model.state_dict())
+
+
 def test_frozen_only_the_rest_trains():
     model = segmentor().train()
     backbone = model.segmentation_model[0].backbone
@@ -135,6 +198,23 @@ def test_checkpointing_of_activations_changes_nothing():
         total(model(x)).backward()
         gradients.append(model.segmentation_model[0].level_embed.grad.clone())
     assert torch.allclose(*gradients, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dinov3", "dinov2"])
+def test_a_segmentor_can_be_copied_pickled_and_made_double(name: str):
+    model = segmentor(backbone=vit(name)).eval()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)["pred_masks"]
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(x)["pred_masks"], expected)
+        double = model.double()(x.double())["pred_masks"]
+    assert double.dtype == torch.float64 and torch.allclose(double.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_other_models_cannot_be_a_backbone():
+    with pytest.raises(ValueError, match="must be timm's Eva or VisionTransformer, found Linear"):
+        segmentor(backbone=nn.Linear(1, 1))
 
 
 def test_half_precision_where_it_is_asked_for():

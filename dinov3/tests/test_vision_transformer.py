@@ -128,8 +128,9 @@ def test_rescaling_of_the_coordinates_in_training_only_where_something_trains():
     model = tiny(pos_embed_rope_rescale_coords=2)
     x = torch.rand(1, 3, 48, 48)
     assert not torch.equal(model.train()(x), model(x)) and torch.equal(model.eval()(x), model(x))
-    model.requires_grad_(False).train()
+    model.train().requires_grad_(False)  # in either order
     assert torch.equal(model(x), model(x))
+    assert torch.equal(model.train()(x), model(x))
 
 
 def test_attributes_of_the_reference():

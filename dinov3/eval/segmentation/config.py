@@ -13,7 +13,7 @@ class LoRAConfig:
         lora_alpha: their output is scaled by `lora_alpha / r`.
         target_modules: last names of the layers to adapt, within the attention of the blocks.
         lora_dropout: dropout on their input.
-        bias: `none`, `all` or `lora_only`: which biases train too.
+        bias: `none`, `all` or `lora_only`: which biases peft leaves trainable. A segmentor trains the adapters alone.
         use_rslora: scale by `lora_alpha / √r` instead.
     """
 

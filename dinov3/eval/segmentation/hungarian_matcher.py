@@ -107,9 +107,10 @@ class TargetSamples:
     def __init__(self, targets: TargetBatch, points: Tensor) -> None:
         self.grid = 2 * points - 1
         weights = targets.weights(self.grid, torch.arange(len(points), device=points.device))
+        self.some_ignored = weights is not None
         self.weights = torch.ones_like(points[..., 0]) if weights is None else weights  # (B, P)
         sampled = sample(targets.masks.unsqueeze(1), self.grid[targets.images]).squeeze(1)
-        inside = targets.by_image(sampled) * self.weights.unsqueeze(1)
+        inside = targets.by_image(sampled).masked_fill_(self.weights.unsqueeze(1) == 0, 0)
         self.inside = torch.cat([inside, self.weights.unsqueeze(1)], dim=1).transpose(1, 2)  # (B, P, N + 1)
 
     def compare(self, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +120,9 @@ class TargetSamples:
         softplus(x) is (x + |x|) / 2 - log max(σ(x), 1 - σ(x)). The logarithms, which take longest, are taken of
         products of `FACTORS` terms, each of which is from 1/2 to 1.
         """
-        x = sample(masks, self.grid).mul_(self.weights.unsqueeze(1))  # (B, Q, P): changed in place, it is large
+        x = sample(masks, self.grid)  # (B, Q, P): changed in place, it is large
+        if self.some_ignored:
+            x.masked_fill_(self.weights.unsqueeze(1) == 0, 0)
         counts = self.weights.sum(-1).view(-1, 1, 1)
         products, sums = (x @ self.inside).tensor_split([-1], dim=-1)
         absolute = torch.linalg.vector_norm(x, 1, dim=-1, keepdim=True)

@@ -28,6 +28,7 @@ def semantic_to_m2f_targets(semantic_mask: Tensor, ignore_label: int | None = 25
     """
     if semantic_mask.ndim not in (3, 4):
         raise ValueError(f"expected labels (B, H, W) or (B, channels, H, W), got {tuple(semantic_mask.shape)}")
+    semantic_mask = semantic_mask.to(torch.int64)  # so that any label can be compared
     if semantic_mask.ndim == 4 and semantic_mask.shape[1] > 1:
         return [_region_target(image != 0, ignore_label is not None) for image in semantic_mask]
     images = semantic_mask if semantic_mask.ndim == 3 else semantic_mask[:, 0]
@@ -35,7 +36,7 @@ def semantic_to_m2f_targets(semantic_mask: Tensor, ignore_label: int | None = 25
 
 
 def _label_target(image: Tensor, ignore_label: int | None) -> dict[str, Tensor]:
-    labels = image.unique().to(torch.int64)
+    labels = image.unique()
     if ignore_label is not None:
         labels = labels[labels != ignore_label]
     target = {"masks": (image == labels.view(-1, 1, 1)).to(torch.float32), "labels": labels}
@@ -75,15 +76,17 @@ def queries_to_logits(
         pred_masks = pred_masks.float()
         if target_size is not None and tuple(target_size) != tuple(pred_masks.shape[-2:]):
             pred_masks = F.interpolate(pred_masks, tuple(target_size), mode="bilinear", align_corners=False)
-        masks, classes = pred_masks.sigmoid(), pred_logits.float().softmax(-1)[..., :-1]
+        # class by class: all products at once would not fit into memory
         if regions:
-            return torch.stack(list(_union_logits(masks, classes)), dim=1)
-        scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
-        return scores.clamp(min=torch.finfo(scores.dtype).tiny).log().log_softmax(1)
+            classes = pred_logits.float().softmax(-1)[..., :-1]
+            return torch.stack(list(_union_logits(pred_masks.sigmoid(), classes)), dim=1)
+        # in logarithms, as the scores of an empty pixel are too small for float32
+        log_masks, log_classes = F.logsigmoid(pred_masks), pred_logits.float().log_softmax(-1)[..., :-1]
+        scores = [torch.logsumexp(log_masks + of_class[..., None, None], dim=1) for of_class in log_classes.unbind(-1)]
+        return torch.stack(scores, dim=1).log_softmax(1)
 
 
 def _union_logits(masks: Tensor, classes: Tensor) -> Iterator[Tensor]:
-    # region by region: all products at once would not fit into memory
     limits = torch.finfo(masks.dtype)
     for number in range(classes.shape[-1]):
         product = masks * classes[..., number, None, None]

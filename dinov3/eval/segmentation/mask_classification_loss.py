@@ -160,10 +160,12 @@ class MaskClassificationLoss(nn.Module):
         masks = masks.unsqueeze(1)
         grid, truth, weights = self._choose(masks, samples)
         logits = sample(masks, grid).squeeze(1)
+        if weights is not None:
+            logits, truth = (values.masked_fill(weights == 0, 0) for values in (logits, truth))
         errors, probabilities = F.softplus(logits) - logits * truth, logits.sigmoid()
         count: Tensor | int = errors.shape[1]
         if weights is not None:
-            errors, probabilities, truth = (values * weights for values in (errors, probabilities, truth))
+            errors, probabilities = errors * weights, probabilities * weights
             count = weights.sum(1).clamp(min=1)
         both, either = (probabilities * truth).sum(1), probabilities.sum(1) + truth.sum(1)
         dice = 1 - (2 * both + 1) / (either + 1)

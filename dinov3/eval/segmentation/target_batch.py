@@ -44,7 +44,7 @@ class TargetBatch:
         self.counts = [len(target["labels"]) for target in targets]
         self.first = [sum(self.counts[:image]) for image in range(len(targets))]
         self.masks = torch.cat([target["masks"] for target in targets]).to(device, torch.float32)
-        self.labels = torch.cat([target["labels"] for target in targets]).to(device)
+        self.labels = torch.cat([target["labels"] for target in targets]).to(device, torch.int64)
         numbers = [image for image, count in enumerate(self.counts) for _ in range(count)]
         places = [place for count in self.counts for place in range(count)]
         self.images = torch.tensor(numbers, dtype=torch.int64, device=device)

@@ -13,7 +13,7 @@ from dinov3.eval.segmentation.models.backbone.dinov3_adapter import DINOv3_Adapt
 from dinov3.eval.segmentation.models.heads.linear_head import LinearHead
 from dinov3.eval.segmentation.models.heads.mask2former_head import COMMON_STRIDE, FEATURES, Mask2FormerHead
 from dinov3.eval.segmentation.models.utils.extent import crop_extent, pad_to, resize, round_up
-from dinov3.eval.segmentation.models.utils.freezing import freeze
+from dinov3.eval.segmentation.models.utils.freezing import freeze, trains
 from dinov3.models.reference_interface import wear_reference_interface
 
 DECODER_TYPES = ("m2f", "linear")
@@ -59,13 +59,13 @@ class IntermediateFeatures(nn.Module):
         super().__init__()
         self.feature_model = feature_model
         self.layers = list(layers)
-        self.trains_backbone = freeze(feature_model, lora_enabled, freeze_backbone)
+        freeze(feature_model, lora_enabled, freeze_backbone)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "IntermediateFeatures":
         """Set the training mode; a ViT of which nothing trains stays in evaluation mode."""
         super().train(mode)
-        if not self.trains_backbone:
+        if not trains(self.feature_model):
             self.feature_model.eval()
         return self
 
@@ -76,7 +76,7 @@ class IntermediateFeatures(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images (B, C, H, W) to maps (B, embed_dim, h, w), one per block."""
         x = pad_to(x, self.covered(x.shape[-2:]))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.feature_model)):
             return self.feature_model.get_intermediate_layers(x, n=self.layers, reshape=True)
 
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dinov3.eval.segmentation.models.utils.batch_norm import BatchNorm2d
 from dinov3.eval.segmentation.models.utils.extent import pad_to, resize, round_up
-from dinov3.eval.segmentation.models.utils.freezing import freeze
+from dinov3.eval.segmentation.models.utils.freezing import freeze, trains
 from dinov3.eval.segmentation.models.utils.ms_deform_attn import MSDeformAttn, pixel_centres
 
 COARSEST_STRIDE = 32
@@ -238,7 +238,7 @@ class DINOv3_Adapter(nn.Module):
         self.patch_size: int = backbone.patch_size
         self.embed_dim: int = backbone.embed_dim
         self.add_vit_feature = add_vit_feature
-        self.trains_backbone = freeze(backbone, lora_enabled, freeze_backbone)
+        freeze(backbone, lora_enabled, freeze_backbone)
         self.level_embed = nn.Parameter(torch.randn(len(STRIDES), self.embed_dim))
         in_channels = backbone.patch_embed.proj.weight.shape[1]
         self.spm = SpatialPriorModule(in_channels, conv_inplane, self.embed_dim)
@@ -263,7 +263,7 @@ class DINOv3_Adapter(nn.Module):
     def train(self, mode: bool = True) -> "DINOv3_Adapter":
         """Set the training mode; a backbone of which nothing trains stays in evaluation mode."""
         super().train(mode)
-        if not self.trains_backbone:
+        if not trains(self.backbone):
             self.backbone.eval()
         return self
 
@@ -305,7 +305,7 @@ class DINOv3_Adapter(nn.Module):
         size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
         if size != tuple(x.shape[-2:]):
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.backbone)):
             return list(self.backbone.get_intermediate_layers(x, n=self.interaction_indexes))
 
 

@@ -209,7 +209,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return nn.Sequential(convolution, GroupNorm(NUM_GROUPS, channels))
 
     def forward_features(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Decode maps; always in float32, since half precision is too coarse for the places that are sampled.
+        """Decode maps; never in half precision by autocast, which is too coarse for the places that are sampled.
 
         Args:
             features: per name a map (B, channels, h, w).
@@ -218,13 +218,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
             The mask features (B, mask_dim, h, w) of the finest map's size, the coarsest map of the encoder, and all its
             maps (B, conv_dim, h_i, w_i), coarse to fine.
         """
-        device = features[self.finest].device.type
+        device, dtype = features[self.finest].device.type, self.mask_feature.weight.dtype
         with torch.autocast(device, enabled=False):
             coarse = [
-                convolution(features[name].float())
+                convolution(features[name].to(dtype))
                 for name, convolution in zip(self.coarse_to_fine, self.input_convs, strict=True)
             ]
             encoded = self.encoder(coarse, [self.position_encoding(x) for x in coarse])
-            lateral = self.lateral_convs[0](features[self.finest].float())
+            lateral = self.lateral_convs[0](features[self.finest].to(dtype))
             enlarged = resize(encoded[-1], lateral.shape[-2:])
             return self.mask_feature(self.output_convs[0](lateral + enlarged)), encoded[0], encoded

@@ -40,8 +40,10 @@ def crop_extent(x: Tensor, covered: Sequence[int], wanted: Sequence[int]) -> Ten
     cells = [-(-side * count // whole) for side, count, whole in zip(wanted, x.shape[-2:], covered, strict=True)]
     axes = []
     for count, side, whole in zip(cells, wanted, covered, strict=True):
-        centres = (torch.arange(count, dtype=x.dtype, device=x.device) + 0.5) / count
+        centres = (torch.arange(count, device=x.device) + 0.5) / count
         axes.append(2 * centres * side / whole - 1)
     y, columns = torch.meshgrid(*axes, indexing="ij")
     grid = torch.stack([columns, y], dim=-1).expand(len(x), -1, -1, -1)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    # half precision is too coarse for places
+    sampled = F.grid_sample(x.to(grid.dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.to(x.dtype)

@@ -40,16 +40,16 @@ class PositionEmbeddingSine(nn.Module):
         """Encode the positions of a map.
 
         Args:
-            x: any map (B, C, h, w); only its shape and device count.
+            x: any map (B, C, h, w); only its shape, type and device count.
             mask: True where the map is padding, (B, h, w).
 
         Returns:
-            The encoding, (B, 2 · num_pos_feats, h, w), the row's channels first.
+            The encoding, (B, 2 · num_pos_feats, h, w), of the map's type, the row's channels first.
         """
         if mask is None:
             mask = torch.zeros((len(x), *x.shape[-2:]), dtype=torch.bool, device=x.device)
         inside = (~mask).to(torch.float32)
-        return torch.cat([self._encode(inside.cumsum(axis), axis) for axis in (1, 2)], dim=1)
+        return torch.cat([self._encode(inside.cumsum(axis), axis) for axis in (1, 2)], dim=1).to(x.dtype)
 
     def _encode(self, position: Tensor, axis: int) -> Tensor:
         if self.normalize:
