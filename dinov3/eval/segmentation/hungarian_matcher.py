@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dinov3.eval.segmentation.target_batch import TargetBatch, sample
 
+ROWS = 128  # into which points are sorted
 FACTORS = 64  # half to the power of this is far above the least float32
 
 
@@ -105,7 +106,9 @@ class TargetSamples:
     """
 
     def __init__(self, targets: TargetBatch, points: Tensor) -> None:
-        self.grid = 2 * points - 1
+        # row by row: neighbours are close in memory, and their order does not matter
+        order = ((points[..., 1] * ROWS).floor() + points[..., 0]).argsort(dim=1)
+        self.grid = 2 * points.gather(1, order.unsqueeze(-1).expand_as(points)) - 1
         weights = targets.weights(self.grid, torch.arange(len(points), device=points.device))
         self.some_ignored = weights is not None
         self.weights = torch.ones_like(points[..., 0]) if weights is None else weights  # (B, P)
