@@ -9,7 +9,7 @@ import pytest
 from nnunetv2.model.backbone import FAMILIES
 
 BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "overfit.py"
-SIDE, STEPS = 192, 300
+SIDE, STEPS = 192, 600
 
 
 def overfit(raw: Path, *options: object) -> subprocess.CompletedProcess[str]:
