@@ -1,7 +1,7 @@
 """Time the loss of mask classification against Hugging Face's, forward and backward, with the auxiliary layers.
 
 usage: python benchmarks/m2f.py [--classes 3 20] [--batch 2] [--queries 100] [--layers 10] [--masks 128]
-           [--targets 512] [--points 12544] [--rounds 5] [--device cpu]
+           [--targets 512] [--points 12544] [--rounds 15] [--device cpu]
 
 Ours computes all layers at once; Hugging Face's `Mask2FormerLoss` is called once per layer. The two take turns in every
 round; ratios are of medians of the same run.
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=128, help="side of the predicted masks")
     parser.add_argument("--targets", type=int, default=512, help="side of the target masks")
     parser.add_argument("--points", type=int, default=12544)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -160,6 +160,19 @@ def test_layers_together_are_the_layers_one_by_one():
             assert together[name + suffix].item() == pytest.approx(value.item(), rel=0.02), name
 
 
+def test_layers_may_have_masks_of_different_sizes_and_many_queries():
+    torch.manual_seed(0)
+    layers, batch = [torch.randn(2, 60, 5, 9), torch.randn(2, 60, 16, 16)], TargetBatch(targets(), torch.device("cpu"))
+    points, classes = torch.rand(2, 70, 2), torch.randn(2, 60, 4)
+    costs = small_loss().matcher.costs
+    together = costs(layers, [classes, classes], batch, points)
+    for i, masks in enumerate(layers):
+        parts = [costs([part], [classes[:, :20]], batch, points) for part in masks.split(20, dim=1)]
+        for name in ("mask", "dice"):
+            alone = torch.cat([getattr(part, name)[0] for part in parts], dim=1)
+            torch.testing.assert_close(getattr(together, name)[i], alone)
+
+
 def test_what_is_ignored_takes_part_in_nothing():
     outputs, images, loss = predictions(), targets(), small_loss(num_points=2000)
     valid = torch.ones(32, 32, dtype=torch.bool)

@@ -12,10 +12,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from dinov3.eval.segmentation.point_sampler import PointSampler
 from dinov3.eval.segmentation.target_batch import TargetBatch, sample
 
 ROWS = 128  # into which points are sorted
-FACTORS = 64  # half to the power of this is far above the least float32
+QUERIES_AT_ONCE = 50  # what is computed of them stays in the cache
+STRETCHES = 64  # half to the power of this is far above the least float32
 
 
 class Costs(NamedTuple):
@@ -89,7 +91,7 @@ class HungarianMatcher(nn.Module):
             points: (x, y), 0 to 1, for every image, (B, P, 2).
         """
         samples = TargetSamples(targets, points)
-        of_masks = [samples.compare(layer.float()) for layer in masks]
+        of_masks = [samples.compare(layer) for layer in masks]
         labels = targets.by_image(targets.labels).unsqueeze(1)  # (B, 1, N)
         class_costs = [
             -layer.float().softmax(-1).gather(-1, labels.expand(-1, layer.shape[1], -1)) for layer in classes
@@ -109,39 +111,63 @@ class TargetSamples:
         # row by row: neighbours are close in memory, and their order does not matter
         order = ((points[..., 1] * ROWS).floor() + points[..., 0]).argsort(dim=1)
         self.grid = 2 * points.gather(1, order.unsqueeze(-1).expand_as(points)) - 1
+        self.samplers: dict[torch.Size, list[PointSampler]] = {}  # by the size of the masks
         weights = targets.weights(self.grid, torch.arange(len(points), device=points.device))
         self.some_ignored = weights is not None
         self.weights = torch.ones_like(points[..., 0]) if weights is None else weights  # (B, P)
         sampled = sample(targets.masks.unsqueeze(1), self.grid[targets.images]).squeeze(1)
         inside = targets.by_image(sampled).masked_fill_(self.weights.unsqueeze(1) == 0, 0)
-        self.inside = torch.cat([inside, self.weights.unsqueeze(1)], dim=1).transpose(1, 2)  # (B, P, N + 1)
+        self.inside = torch.cat([inside, self.weights.unsqueeze(1)], dim=1)  # (B, N + 1, P)
 
     def compare(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Costs of mask and of Dice for every query and target, (B, Q, N) each, of masks' logits (B, Q, h, w).
+        """Costs of mask and of Dice for every query and target, (B, Q, N) each, of masks' logits (B, Q, h, w)."""
+        size = masks.shape[-2:]
+        if size not in self.samplers:
+            self.samplers[size] = [PointSampler(of_image, size) for of_image in self.grid]
+        costs = [
+            [torch.cat(of_parts) for of_parts in zip(*(self._compare(image, part) for part in parts), strict=True)]
+            for image, parts in enumerate(of_image.split(QUERIES_AT_ONCE) for of_image in masks)
+        ]
+        mask_costs, dice_costs = zip(*costs, strict=True)
+        return torch.stack(mask_costs), torch.stack(dice_costs)
+
+    def _compare(self, image: int, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Costs (Q, N) of some queries of an image, of their masks' logits (Q, h, w).
 
         The cross-entropy of logit x and target t is softplus(x) - x · t, so that one matrix product does for all pairs.
         softplus(x) is (x + |x|) / 2 - log max(σ(x), 1 - σ(x)). The logarithms, which take longest, are taken of
-        products of `FACTORS` terms, each of which is from 1/2 to 1.
+        products of `STRETCHES` terms, each of which is from 1/2 to 1.
         """
-        x = sample(masks, self.grid)  # (B, Q, P): changed in place, it is large
+        x = self.samplers[masks.shape[-2:]][image](masks.float())  # (P, Q): changed in place, it is large
+        weights, inside = self.weights[image], self.inside[image]
         if self.some_ignored:
-            x.masked_fill_(self.weights.unsqueeze(1) == 0, 0)
-        counts = self.weights.sum(-1).view(-1, 1, 1)
-        products, sums = (x @ self.inside).tensor_split([-1], dim=-1)
-        absolute = torch.linalg.vector_norm(x, 1, dim=-1, keepdim=True)
-        both, probabilities = (x.sigmoid_() @ self.inside).tensor_split([-1], dim=-1)
-        logs = _sum_of_logs(x.sub_(0.5).abs_().add_(0.5)) + (x.shape[-1] - counts) * math.log(2)  # 1/2 where ignored
-        mask_cost = ((sums + absolute) / 2 - logs - products) / counts.clamp(min=1)
-        inside = self.inside.sum(1, keepdim=True)[..., :-1]
-        return mask_cost, 1 - (2 * both + 1) / (probabilities + inside + 1)
+            x.masked_fill_(weights.unsqueeze(-1) == 0, 0)
+        count = weights.sum()
+        products, sums = (inside @ x).tensor_split([-1])
+        absolute = _sum(x.abs())
+        both, probabilities = (inside @ x.sigmoid_()).tensor_split([-1])
+        logs = _sum_of_logs(x.sub_(0.5).abs_().add_(0.5)) + (len(x) - count) * math.log(2)  # 1/2 where ignored
+        mask_cost = ((sums + absolute) / 2 - logs - products) / count.clamp(min=1)
+        dice_cost = 1 - (2 * both + 1) / (probabilities + inside[:-1].sum(1, keepdim=True) + 1)
+        return mask_cost.t(), dice_cost.t()
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Sum (P, Q) over the points to (Q,), in stretches: PyTorch then adds whole rows."""
+    whole, rest = _in_stretches(values)
+    return whole.sum(0).sum(0) + rest.sum(0)
 
 
 def _sum_of_logs(terms: Tensor) -> Tensor:
-    """Sum the logarithms of (B, Q, P) over the points to (B, Q, 1)."""
-    stretch = terms.shape[-1] // FACTORS
-    whole = terms[..., : stretch * FACTORS].unflatten(-1, (FACTORS, stretch)).prod(-2)
-    rest = terms[..., stretch * FACTORS :].prod(-1, keepdim=True)
-    return whole.log_().sum(-1, keepdim=True) + rest.log_()
+    """Sum the logarithms of (P, Q) over the points to (Q,)."""
+    whole, rest = _in_stretches(terms)
+    return whole.prod(0).log_().sum(0) + rest.prod(0).log_()
+
+
+def _in_stretches(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of (P, Q): `STRETCHES` of the same length, and the fewer rows that are left."""
+    length = len(values) // STRETCHES
+    return values[: STRETCHES * length].unflatten(0, (STRETCHES, length)), values[STRETCHES * length :]
 
 
 def _assign(costs: np.ndarray, targets: TargetBatch) -> Matches:

@@ -39,7 +39,7 @@ class PointSamples(NamedTuple):
 
     def gather(self, chosen: Tensor) -> "PointSamples":
         """Those of some points, given by their numbers (T, P')."""
-        grid = self.grid.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
+        grid = torch.view_as_real(torch.view_as_complex(self.grid).gather(1, chosen))  # both coordinates at once
         rest = (None if values is None else values.gather(1, chosen) for values in self[1:])
         return PointSamples(grid, *rest)
 
