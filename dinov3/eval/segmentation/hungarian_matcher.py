@@ -91,12 +91,12 @@ class HungarianMatcher(nn.Module):
             points: (x, y), 0 to 1, for every image, (B, P, 2).
         """
         samples = TargetSamples(targets, points)
-        of_masks = [samples.compare(layer) for layer in masks]
+        mask_costs, dice_costs = samples.compare(masks)
         labels = targets.by_image(targets.labels).unsqueeze(1)  # (B, 1, N)
         class_costs = [
             -layer.float().softmax(-1).gather(-1, labels.expand(-1, layer.shape[1], -1)) for layer in classes
         ]
-        return Costs(*(torch.stack(costs) for costs in zip(*of_masks, strict=True)), torch.stack(class_costs))
+        return Costs(mask_costs, dice_costs, torch.stack(class_costs))
 
 
 class TargetSamples:
@@ -119,37 +119,46 @@ class TargetSamples:
         inside = targets.by_image(sampled).masked_fill_(self.weights.unsqueeze(1) == 0, 0)
         self.inside = torch.cat([inside, self.weights.unsqueeze(1)], dim=1)  # (B, N + 1, P)
 
-    def compare(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Costs of mask and of Dice for every query and target, (B, Q, N) each, of masks' logits (B, Q, h, w)."""
+    def compare(self, layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Costs of mask and of Dice for every layer, query and target, (L, B, Q, N) each, of logits (B, Q, h, w).
+
+        The cross-entropy of logit x and target t is softplus(x) - x · t, so that one matrix product does for all pairs.
+        softplus(x) is (x + |x|) / 2 - log max(σ(x), 1 - σ(x)).
+        """
+        sums = torch.stack([self._sums_of_layer(masks) for masks in layers])
+        number = self.inside.shape[1]
+        dots, dots_of_sigmoid, absolute, logs = sums.split([number, number, 1, 1], dim=2)
+        (products, total), (both, probabilities) = (dots.split([number - 1, 1], 2) for dots in (dots, dots_of_sigmoid))
+        inside, count = (part.sum(-1, keepdim=True) for part in self.inside.split([number - 1, 1], dim=1))
+        logs = logs + (self.inside.shape[-1] - count) * math.log(2)  # it is log 1/2 where a point is ignored
+        mask_costs = ((total + absolute) / 2 - logs - products) / count.clamp(min=1)
+        dice_costs = 1 - (2 * both + 1) / (probabilities + inside + 1)
+        return mask_costs.transpose(-1, -2), dice_costs.transpose(-1, -2)
+
+    def _sums_of_layer(self, masks: Tensor) -> Tensor:
         size = masks.shape[-2:]
         if size not in self.samplers:
             self.samplers[size] = [PointSampler(of_image, size) for of_image in self.grid]
-        costs = [
-            [torch.cat(of_parts) for of_parts in zip(*(self._compare(image, part) for part in parts), strict=True)]
-            for image, parts in enumerate(of_image.split(QUERIES_AT_ONCE) for of_image in masks)
+        sums = [
+            torch.cat([self._sums(image, part.float()) for part in of_image.split(QUERIES_AT_ONCE)], dim=1)
+            for image, of_image in enumerate(masks)
         ]
-        mask_costs, dice_costs = zip(*costs, strict=True)
-        return torch.stack(mask_costs), torch.stack(dice_costs)
+        return torch.stack(sums)
 
-    def _compare(self, image: int, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Costs (Q, N) of some queries of an image, of their masks' logits (Q, h, w).
+    def _sums(self, image: int, masks: Tensor) -> Tensor:
+        """Sums over the points of an image, (2 N + 4, Q), of the logits of masks x, (Q, h, w).
 
-        The cross-entropy of logit x and target t is softplus(x) - x · t, so that one matrix product does for all pairs.
-        softplus(x) is (x + |x|) / 2 - log max(σ(x), 1 - σ(x)). The logarithms, which take longest, are taken of
-        products of `STRETCHES` terms, each of which is from 1/2 to 1.
+        These are those of x · t for all N targets t and 1, those of σ(x) · t, that of |x|, and that of
+        log max(σ(x), 1 - σ(x)). The logarithms, which take longest, are taken of products of `STRETCHES` terms, each of
+        which is from 1/2 to 1.
         """
-        x = self.samplers[masks.shape[-2:]][image](masks.float())  # (P, Q): changed in place, it is large
-        weights, inside = self.weights[image], self.inside[image]
+        x = self.samplers[masks.shape[-2:]][image](masks)  # (P, Q): changed in place, it is large
         if self.some_ignored:
-            x.masked_fill_(weights.unsqueeze(-1) == 0, 0)
-        count = weights.sum()
-        products, sums = (inside @ x).tensor_split([-1])
-        absolute = _sum(x.abs())
-        both, probabilities = (inside @ x.sigmoid_()).tensor_split([-1])
-        logs = _sum_of_logs(x.sub_(0.5).abs_().add_(0.5)) + (len(x) - count) * math.log(2)  # 1/2 where ignored
-        mask_cost = ((sums + absolute) / 2 - logs - products) / count.clamp(min=1)
-        dice_cost = 1 - (2 * both + 1) / (probabilities + inside[:-1].sum(1, keepdim=True) + 1)
-        return mask_cost.t(), dice_cost.t()
+            x.masked_fill_(self.weights[image].unsqueeze(-1) == 0, 0)
+        dots, absolute = self.inside[image] @ x, _sum(x.abs())
+        dots_of_sigmoid = self.inside[image] @ x.sigmoid_()
+        logs = _sum_of_logs(x.sub_(0.5).abs_().add_(0.5))
+        return torch.cat([dots, dots_of_sigmoid, absolute.unsqueeze(0), logs.unsqueeze(0)])
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -30,13 +30,14 @@ class PointSampler:
         self.weights = nearness * inside
         columns, rows = cells.clamp(min=torch.zeros_like(extent), max=extent - 1).long().unbind(-1)
         self.cells = rows * size[1] + columns
-        self.transposed = grid.new_empty(0)
+        self.transposed = grid.new_empty(0, 0)
+        self.columns: tuple[Tensor, ...] = ()
 
     def __call__(self, maps: Tensor) -> Tensor:
         """Sample maps (Q, h, w); return (P, Q)."""
-        flat = maps.flatten(1)
-        if self.transposed.shape[-1] != len(maps):
-            self.transposed = flat.new_empty(flat.shape[::-1])  # kept: new memory costs more time than the copy
-        for source, target in zip(flat.split(MAPS_AT_ONCE), self.transposed.split(MAPS_AT_ONCE, dim=1), strict=True):
-            target.copy_(source.t())
+        if self.transposed.shape[1] != len(maps):  # kept: new memory costs more time than the copy
+            self.transposed = maps.new_empty(maps[0].numel(), len(maps))
+            self.columns = self.transposed.t().split(MAPS_AT_ONCE)
+        for some, columns in zip(maps.flatten(1).split(MAPS_AT_ONCE), self.columns, strict=True):
+            columns.copy_(some)
         return F.embedding_bag(self.cells, self.transposed, mode="sum", per_sample_weights=self.weights)
