@@ -25,6 +25,8 @@ import torch
 from tiny_training import CONFIG, DATASET, NUMBER, SMALL, new_folder, output_parser, prepare
 from tqdm import tqdm
 
+from dinov3.weights.reading import read_checkpoint
+
 EPOCHS, SAVE_EVERY, ATTEMPTS = 30, 2, 3
 OVERRIDES = (
     *SMALL,
@@ -188,8 +190,8 @@ class Training:
 def stored_epochs(path: Path) -> int | None:
     """The number of epochs that a checkpoint stores; None if it cannot be loaded."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)["current_epoch"]
-    except Exception:  # whatever a cut file makes of the loader
+        return read_checkpoint(path)["current_epoch"]
+    except ValueError:
         return None
 
 
@@ -240,10 +242,7 @@ def interrupt(training: Training, phases: dict[str, Phase], kills: int, seed: in
 
 def differences(straight: Training, interrupted: Training) -> list[str]:
     """What differs between the ends of two trainings."""
-    first, second = (
-        torch.load(training.fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)
-        for training in (straight, interrupted)
-    )
+    first, second = (read_checkpoint(training.fold / "checkpoint_final.pth") for training in (straight, interrupted))
     found = [f"the {key} differ" for key in COMPARED if first["logging"][key] != second["logging"][key]]
     weights = second["network_weights"]
     if not all(torch.equal(value, weights[name]) for name, value in first["network_weights"].items()):

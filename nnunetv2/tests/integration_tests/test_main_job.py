@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov3.weights.reading import read_checkpoint
+
 ID = "900"
 DATASET = "Dataset900_DemoFundus"
 MODEL = "-d", ID, "-c", "2d", "-f", "0", "-tr", "nnUNetTrainer_vit", "-device", "cpu", "-npp", "1", "-nps", "1", "-p"
@@ -129,9 +131,8 @@ def test_a_former_training_as_start(trained):
     fold = trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_started__2d/fold_all"
     assert not list(fold.glob("*.pth"))
     trained.run(*train, "--name", "started_kept", "-pretrained_weights", former, *shortest)
-    kept = torch.load(
-        trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_started_kept__2d/fold_all/checkpoint_final.pth",
-        weights_only=False,
+    kept = read_checkpoint(
+        trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_started_kept__2d/fold_all/checkpoint_final.pth"
     )["network_weights"]
-    start = torch.load(former, weights_only=False)["network_weights"]
+    start = read_checkpoint(former)["network_weights"]
     assert all(torch.allclose(value, start[name], atol=1e-4) for name, value in kept.items())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from dinov3.weights.reading import read_checkpoint
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.training.experiment.derive import derive_plans
 from nnunetv2.training.experiment.errors import ExperimentError
@@ -211,7 +212,7 @@ def save_at(trainer: nnUNetTrainer_vit, name: str, epoch: int) -> None:
 
 def epochs_stored(trainer: nnUNetTrainer_vit) -> dict[str, int]:
     paths = Path(trainer.output_folder).glob("checkpoint_*")
-    return {path.name: torch.load(path, weights_only=False)["current_epoch"] for path in paths}
+    return {path.name: read_checkpoint(path)["current_epoch"] for path in paths}
 
 
 def test_the_checkpoint_to_resume_from_is_never_older_than_the_best(make_trainer):
@@ -326,6 +327,6 @@ def test_the_checkpoint_names_the_config_path_for_people(make_trainer, tmp_path:
     trainer.initialize()
     path = tmp_path / "checkpoint.pth"
     trainer.save_checkpoint(str(path))
-    checkpoint = torch.load(path, weights_only=False)
+    checkpoint = read_checkpoint(path)
     assert "config_path" in checkpoint["init_args"]
     assert json.loads(json.dumps(checkpoint["init_args"]["plans"]))["plans_name"] == "nnUNetPlans_tiny"
