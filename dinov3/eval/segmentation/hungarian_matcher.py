@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from dinov3.eval.segmentation.point_sampler import PointSampler
 from dinov3.eval.segmentation.target_batch import TargetBatch, sample
 
-ROWS = 128  # into which points are sorted
 QUERIES_AT_ONCE = 50  # what is computed of them stays in the cache
 STRETCHES = 64  # half to the power of this is far above the least float32
 
@@ -108,16 +107,13 @@ class TargetSamples:
     """
 
     def __init__(self, targets: TargetBatch, points: Tensor) -> None:
-        # row by row: neighbours are close in memory, and their order does not matter
-        order = ((points[..., 1] * ROWS).floor() + points[..., 0]).argsort(dim=1)
-        self.grid = 2 * points.gather(1, order.unsqueeze(-1).expand_as(points)) - 1
+        self.grid = 2 * points - 1
         self.samplers: dict[torch.Size, list[PointSampler]] = {}  # by the size of the masks
-        weights = targets.weights(self.grid, torch.arange(len(points), device=points.device))
-        self.some_ignored = weights is not None
-        self.weights = torch.ones_like(points[..., 0]) if weights is None else weights  # (B, P)
+        self.weights = targets.weights(self.grid, torch.arange(len(points), device=points.device))  # (B, P) or None
+        weights = torch.ones_like(points[..., 0]) if self.weights is None else self.weights
         sampled = sample(targets.masks.unsqueeze(1), self.grid[targets.images]).squeeze(1)
-        inside = targets.by_image(sampled).masked_fill_(self.weights.unsqueeze(1) == 0, 0)
-        self.inside = torch.cat([inside, self.weights.unsqueeze(1)], dim=1)  # (B, N + 1, P)
+        inside = targets.by_image(sampled).masked_fill_(weights.unsqueeze(1) == 0, 0)
+        self.inside = torch.cat([inside, weights.unsqueeze(1)], dim=1)  # (B, N + 1, P)
 
     def compare(self, layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Costs of mask and of Dice for every layer, query and target, (L, B, Q, N) each, of logits (B, Q, h, w).
@@ -153,7 +149,7 @@ class TargetSamples:
         which is from 1/2 to 1.
         """
         x = self.samplers[masks.shape[-2:]][image](masks)  # (P, Q): changed in place, it is large
-        if self.some_ignored:
+        if self.weights is not None:
             x.masked_fill_(self.weights[image].unsqueeze(-1) == 0, 0)
         dots, absolute = self.inside[image] @ x, _sum(x.abs())
         dots_of_sigmoid = self.inside[image] @ x.sigmoid_()
