@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinov3.eval.segmentation.precision import without_autocast
+
 
 def semantic_to_m2f_targets(semantic_mask: Tensor, ignore_label: int | None = 255) -> list[dict[str, Tensor]]:
     """Turn dense labels into a mask per class.
@@ -30,9 +32,27 @@ def semantic_to_m2f_targets(semantic_mask: Tensor, ignore_label: int | None = 25
         raise ValueError(f"expected labels (B, H, W) or (B, channels, H, W), got {tuple(semantic_mask.shape)}")
     semantic_mask = semantic_mask.to(torch.int64)  # so that any label can be compared
     if semantic_mask.ndim == 4 and semantic_mask.shape[1] > 1:
-        return [_region_target(image != 0, ignore_label is not None) for image in semantic_mask]
+        return regions_to_m2f_targets(semantic_mask, ignore_label is not None)
     images = semantic_mask if semantic_mask.ndim == 3 else semantic_mask[:, 0]
     return [_label_target(image, ignore_label) for image in images]
+
+
+def regions_to_m2f_targets(regions: Tensor, last_is_ignored: bool = False) -> list[dict[str, Tensor]]:
+    """Turn regions, which may overlap, into a mask for each.
+
+    Args:
+        regions: (B, R, H, W): not 0 inside. One channel is a region too.
+        last_is_ignored: whether the last channel is not a region but marks pixels that take part in nothing.
+
+    Returns:
+        See `semantic_to_m2f_targets`.
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    if regions.ndim != 4:
+        raise ValueError(f"expected regions (B, channels, H, W), got {tuple(regions.shape)}")
+    return [_region_target(image != 0, last_is_ignored) for image in regions]
 
 
 def _label_target(image: Tensor, ignore_label: int | None) -> dict[str, Tensor]:
@@ -72,7 +92,7 @@ def queries_to_logits(
     Returns:
         (B, C, H, W), float32.
     """
-    with torch.autocast(pred_masks.device.type, enabled=False):
+    with without_autocast(pred_masks.device):
         pred_masks = pred_masks.float()
         if target_size is not None and tuple(target_size) != tuple(pred_masks.shape[-2:]):
             pred_masks = F.interpolate(pred_masks, tuple(target_size), mode="bilinear", align_corners=False)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov3.eval.segmentation.hungarian_matcher import HungarianMatcher, Matches
+from dinov3.eval.segmentation.precision import without_autocast
 from dinov3.eval.segmentation.target_batch import TargetBatch, sample
 
 Targets = Sequence[dict[str, Tensor]]
@@ -111,7 +112,7 @@ class MaskClassificationLoss(nn.Module):
             `loss_mask`, `loss_dice` and `loss_cross_entropy`; with suffix `_i` those of auxiliary layer i.
         """
         layers = [outputs, *outputs["aux_outputs"]]
-        with torch.autocast(outputs["pred_masks"].device.type, enabled=False):
+        with without_autocast(outputs["pred_masks"].device):
             masks = [layer["pred_masks"] for layer in layers]
             classes = [layer["pred_logits"] for layer in layers]
             batch = TargetBatch(targets, masks[0].device)

@@ -121,7 +121,7 @@ class FeatureDecoder(nn.Module):
         reduced = None if self.autocast_dtype == torch.float32 else self.autocast_dtype
         with torch.autocast(inputs.device.type, reduced, enabled=reduced is not None):
             output = decode(backbone(inputs))
-        return _crop(output, backbone.covered(inputs.shape[-2:]), inputs.shape[-2:])
+        return crop_output(output, backbone.covered(inputs.shape[-2:]), inputs.shape[-2:])
 
 
 def _size(features: dict[str, Tensor] | Sequence[Tensor]) -> Sequence[int]:
@@ -129,12 +129,21 @@ def _size(features: dict[str, Tensor] | Sequence[Tensor]) -> Sequence[int]:
     return next(iter(features.values() if isinstance(features, dict) else features)).shape[-2:]
 
 
-def _crop(output: Tensor | dict | list, covered: Sequence[int], wanted: Sequence[int]) -> Tensor | dict | list:
+def crop_output(output: Tensor | dict | list, covered: Sequence[int], wanted: Sequence[int]) -> Tensor | dict | list:
+    """Let maps of a padded image cover the image alone (see `crop_extent`).
+
+    Args:
+        output: a map (B, C, h, w), or what a head returns of queries.
+        covered: (height, width) of the padded image, in pixels.
+        wanted: (height, width) of the image.
+    """
     if isinstance(output, Tensor):
         return crop_extent(output, covered, wanted)
     if isinstance(output, list):
-        return [_crop(entry, covered, wanted) for entry in output]
-    return {name: entry if name == "pred_logits" else _crop(entry, covered, wanted) for name, entry in output.items()}
+        return [crop_output(entry, covered, wanted) for entry in output]
+    return {
+        name: entry if name == "pred_logits" else crop_output(entry, covered, wanted) for name, entry in output.items()
+    }
 
 
 def build_segmentation_decoder(
@@ -172,7 +181,7 @@ def build_segmentation_decoder(
     if decoder_type not in DECODER_TYPES:
         raise ValueError(f"decoder_type must be one of {', '.join(DECODER_TYPES)}, found {decoder_type!r}")
     wear_reference_interface(backbone_model)
-    layers = _indices(backbone_out_layers, backbone_model.n_blocks)
+    layers = layer_indices(backbone_out_layers, backbone_model.n_blocks)
     if decoder_type == "linear":
         features = IntermediateFeatures(backbone_model, layers, lora_enabled, freeze_backbone)
         head = LinearHead([backbone_model.embed_dim] * len(layers), num_classes, dropout=dropout)
@@ -187,7 +196,16 @@ def build_segmentation_decoder(
     return FeatureDecoder(adapter, head, autocast_dtype)
 
 
-def _indices(layers: BackboneLayersSet | str | Sequence[int], depth: int) -> list[int]:
+def layer_indices(layers: BackboneLayersSet | str | Sequence[int], depth: int) -> list[int]:
+    """0-based indices of the blocks to read, of a ViT of `depth` blocks.
+
+    Args:
+        layers: a set (or its name), or the indices themselves.
+        depth: number of blocks.
+
+    Raises:
+        ValueError: there is no such set, or no such block.
+    """
     if isinstance(layers, str):
         if layers not in BackboneLayersSet.__members__:
             allowed = ", ".join(BackboneLayersSet.__members__)

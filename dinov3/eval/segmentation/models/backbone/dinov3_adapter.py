@@ -186,24 +186,137 @@ class Interaction(nn.Module):
         return query
 
 
-class DINOv3_Adapter(nn.Module):
-    """ViT-Adapter: maps of four strides from a plain ViT.
+class ViTAdapter(nn.Module):
+    """Maps of four strides from an image and a plain ViT's tokens; the ViT itself is not part of it.
 
     Args:
-        backbone: a ViT with the reference's interface (see `dinov3.models.reference_interface`), also under peft.
-        interaction_indexes: four 0-based blocks whose maps are read.
-        pretrain_size: not read; kept for the reference's callers.
+        embed_dim: width of the ViT.
+        in_channels: channels of the image.
         conv_inplane: channels of the convolutions at stride 4.
         n_points: points per attention head.
         deform_num_heads: attention heads.
         drop_path_rate: probability that a feed-forward network is skipped in training.
-        init_values: not read; kept for the reference's callers.
         with_cffn: whether feed-forward networks follow the attention.
         cffn_ratio: their channels inside, as a share of the ViT's width.
         deform_ratio: channels of the attention's values, as a share of the ViT's width.
         add_vit_feature: whether to add the ViT's maps to the results.
         use_extra_extractor: whether two more extractors follow the last interaction.
         with_cp: compute activations anew in the backward pass instead of keeping them.
+
+    Raises:
+        ValueError: a width that the attention heads cannot share.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        in_channels: int = 3,
+        conv_inplane: int = 64,
+        n_points: int = 4,
+        deform_num_heads: int = 16,
+        drop_path_rate: float = 0.3,
+        with_cffn: bool = True,
+        cffn_ratio: float = 0.25,
+        deform_ratio: float = 0.5,
+        add_vit_feature: bool = True,
+        use_extra_extractor: bool = True,
+        with_cp: bool = True,
+    ) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.add_vit_feature = add_vit_feature
+        self.level_embed = nn.Parameter(torch.randn(len(STRIDES), embed_dim))
+        self.spm = SpatialPriorModule(in_channels, conv_inplane, embed_dim)
+        options = {
+            "dim": embed_dim,
+            "num_heads": deform_num_heads,
+            "n_points": n_points,
+            "deform_ratio": deform_ratio,
+            "with_cffn": with_cffn,
+            "cffn_ratio": cffn_ratio,
+            "drop_path": drop_path_rate,
+            "with_cp": with_cp,
+        }
+        extra = [0, 0, 0, 2 if use_extra_extractor else 0]
+        self.interactions = nn.ModuleList(Interaction(number, **options) for number in extra)
+        self.up = nn.ConvTranspose2d(embed_dim, embed_dim, 2, stride=2)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (BatchNorm2d(embed_dim) for _ in range(4))
+        for part in (self.spm, self.interactions, self.up):
+            part.apply(_initialise)
+
+    @staticmethod
+    def covered(size: Sequence[int]) -> tuple[int, int]:
+        """What the maps of an image of this (H, W) cover, in pixels: it is padded to multiples of 32."""
+        return round_up(size, COARSEST_STRIDE)
+
+    def adapt(self, x: Tensor, layers: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Map an image and tokens.
+
+        Args:
+            x: images, (B, C, H, W), H and W multiples of 32.
+            layers: the patches of four depths of the ViT, (B, H/16 · W/16, embed_dim) each.
+
+        Returns:
+            `1` to `4`: maps (B, embed_dim, h, w) at strides 4, 8, 16 and 32.
+        """
+        shapes = [(x.shape[-2] // stride, x.shape[-1] // stride) for stride in STRIDES]
+        grid = grid_of(x)
+        c1, *coarser = self.spm(x)
+        tokens = torch.cat([c + level for c, level in zip(coarser, self.level_embed, strict=True)], dim=1)
+        points = pixel_centres(shapes, tokens)
+        for interaction, layer in zip(self.interactions, layers, strict=True):
+            tokens = interaction(tokens, points, layer, grid, shapes)
+        flat = tokens.transpose(1, 2).split([h * w for h, w in shapes], dim=-1)
+        c2, c3, c4 = (part.unflatten(-1, shape) for part, shape in zip(flat, shapes, strict=True))
+        maps = [self.up(c2) + c1, c2, c3, c4]
+        if self.add_vit_feature:
+            vit_maps = [layer.transpose(1, 2).unflatten(-1, grid) for layer in layers]
+            maps = [c + resize(vit, c.shape[-2:]) for c, vit in zip(maps, vit_maps, strict=True)]
+        norms = (self.norm1, self.norm2, self.norm3, self.norm4)
+        return {str(i): norm(c) for i, (norm, c) in enumerate(zip(norms, maps, strict=True), start=1)}
+
+
+def grid_of(x: Tensor) -> tuple[int, int]:
+    """(height, width) of the map of tokens that the adapter reads, for images (B, C, H, W)."""
+    return x.shape[-2] // GRID_STRIDE, x.shape[-1] // GRID_STRIDE
+
+
+def vit_tokens(backbone: nn.Module, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """The patches of some blocks, after the final norm, on the grid at stride 16.
+
+    Args:
+        backbone: a ViT with the reference's interface. If its patches are of another size than 16, it sees the image
+            resized so that its grid is the one at stride 16.
+        x: images, (B, C, H, W).
+        layers: 0-based indices of the blocks.
+
+    Returns:
+        (B, H/16 · W/16, embed_dim) per block.
+    """
+    size = tuple(side * backbone.patch_size for side in grid_of(x))
+    if size != tuple(x.shape[-2:]):
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+    return list(backbone.get_intermediate_layers(x, n=layers))
+
+
+class DINOv3_Adapter(ViTAdapter):
+    """A ViT and its adapter: images to maps of four strides.
+
+    Args:
+        backbone: a ViT with the reference's interface (see `dinov3.models.reference_interface`), also under peft.
+        interaction_indexes: four 0-based blocks whose maps are read.
+        pretrain_size: not read; kept for the reference's callers.
+        conv_inplane: this and the following ones up to `with_cp`: see `ViTAdapter`.
+        n_points: see there.
+        deform_num_heads: see there.
+        drop_path_rate: see there.
+        init_values: not read; kept for the reference's callers.
+        with_cffn: see there.
+        cffn_ratio: see there.
+        deform_ratio: see there.
+        add_vit_feature: see there.
+        use_extra_extractor: see there.
+        with_cp: see there.
         lora_enabled: keep the adapters' matrices (`lora_`) of the ViT trainable, and nothing else of it.
         freeze_backbone: without adapters: stop the training of the ViT.
 
@@ -230,34 +343,25 @@ class DINOv3_Adapter(nn.Module):
         lora_enabled: bool = False,
         freeze_backbone: bool = True,
     ) -> None:
-        super().__init__()
-        if len(interaction_indexes) != 4:
-            raise ValueError(f"the adapter needs four blocks, found {list(interaction_indexes)}")
+        check_four(interaction_indexes)
+        super().__init__(
+            backbone.embed_dim,
+            backbone.patch_embed.proj.weight.shape[1],
+            conv_inplane,
+            n_points,
+            deform_num_heads,
+            drop_path_rate,
+            with_cffn,
+            cffn_ratio,
+            deform_ratio,
+            add_vit_feature,
+            use_extra_extractor,
+            with_cp,
+        )
         self.backbone = backbone
         self.interaction_indexes = list(interaction_indexes)
         self.patch_size: int = backbone.patch_size
-        self.embed_dim: int = backbone.embed_dim
-        self.add_vit_feature = add_vit_feature
         freeze(backbone, lora_enabled, freeze_backbone)
-        self.level_embed = nn.Parameter(torch.randn(len(STRIDES), self.embed_dim))
-        in_channels = backbone.patch_embed.proj.weight.shape[1]
-        self.spm = SpatialPriorModule(in_channels, conv_inplane, self.embed_dim)
-        options = {
-            "dim": self.embed_dim,
-            "num_heads": deform_num_heads,
-            "n_points": n_points,
-            "deform_ratio": deform_ratio,
-            "with_cffn": with_cffn,
-            "cffn_ratio": cffn_ratio,
-            "drop_path": drop_path_rate,
-            "with_cp": with_cp,
-        }
-        extra = [0, 0, 0, 2 if use_extra_extractor else 0]
-        self.interactions = nn.ModuleList(Interaction(number, **options) for number in extra)
-        self.up = nn.ConvTranspose2d(self.embed_dim, self.embed_dim, 2, stride=2)
-        self.norm1, self.norm2, self.norm3, self.norm4 = (BatchNorm2d(self.embed_dim) for _ in range(4))
-        for part in (self.spm, self.interactions, self.up):
-            part.apply(_initialise)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "DINOv3_Adapter":
@@ -266,11 +370,6 @@ class DINOv3_Adapter(nn.Module):
         if not trains(self.backbone):
             self.backbone.eval()
         return self
-
-    @staticmethod
-    def covered(size: Sequence[int]) -> tuple[int, int]:
-        """What the maps of an image of this (H, W) cover, in pixels: it is padded to multiples of 32."""
-        return round_up(size, COARSEST_STRIDE)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images.
@@ -282,31 +381,19 @@ class DINOv3_Adapter(nn.Module):
             `1` to `4`: maps (B, embed_dim, h, w) at strides 4, 8, 16 and 32 of the padded image.
         """
         x = pad_to(x, self.covered(x.shape[-2:]))
-        height, width = x.shape[-2:]
-        shapes = [(height // stride, width // stride) for stride in STRIDES]
-        grid = (height // GRID_STRIDE, width // GRID_STRIDE)
-        layers = self._vit_tokens(x, grid)
-        c1, *coarser = self.spm(x)
-        tokens = torch.cat([c + level for c, level in zip(coarser, self.level_embed, strict=True)], dim=1)
-        points = pixel_centres(shapes, tokens)
-        for interaction, layer in zip(self.interactions, layers, strict=True):
-            tokens = interaction(tokens, points, layer, grid, shapes)
-        flat = tokens.transpose(1, 2).split([h * w for h, w in shapes], dim=-1)
-        c2, c3, c4 = (part.unflatten(-1, shape) for part, shape in zip(flat, shapes, strict=True))
-        maps = [self.up(c2) + c1, c2, c3, c4]
-        if self.add_vit_feature:
-            vit_maps = [layer.transpose(1, 2).unflatten(-1, grid) for layer in layers]
-            maps = [c + resize(vit, c.shape[-2:]) for c, vit in zip(maps, vit_maps, strict=True)]
-        norms = (self.norm1, self.norm2, self.norm3, self.norm4)
-        return {str(i): norm(c) for i, (norm, c) in enumerate(zip(norms, maps, strict=True), start=1)}
-
-    def _vit_tokens(self, x: Tensor, grid: tuple[int, int]) -> list[Tensor]:
-        # a ViT with other patches than 16 sees the image resized, so that its grid is the map at stride 16
-        size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
-        if size != tuple(x.shape[-2:]):
-            x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.backbone)):
-            return list(self.backbone.get_intermediate_layers(x, n=self.interaction_indexes))
+            layers = vit_tokens(self.backbone, x, self.interaction_indexes)
+        return self.adapt(x, layers)
+
+
+def check_four(layers: Sequence[int]) -> None:
+    """Check the number of blocks that the adapter reads.
+
+    Raises:
+        ValueError: they are not four.
+    """
+    if len(layers) != 4:
+        raise ValueError(f"the adapter needs four blocks, found {list(layers)}")
 
 
 def _initialise(module: nn.Module) -> None:

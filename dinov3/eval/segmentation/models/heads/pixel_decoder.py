@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dinov3.eval.segmentation.models.utils.extent import resize
 from dinov3.eval.segmentation.models.utils.ms_deform_attn import MSDeformAttn, pixel_centres
 from dinov3.eval.segmentation.models.utils.position_encoding import PositionEmbeddingSine
+from dinov3.eval.segmentation.precision import without_autocast
 
 NUM_GROUPS = 32
 NUM_POINTS = 4
@@ -218,8 +219,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             The mask features (B, mask_dim, h, w) of the finest map's size, the coarsest map of the encoder, and all its
             maps (B, conv_dim, h_i, w_i), coarse to fine.
         """
-        device, dtype = features[self.finest].device.type, self.mask_feature.weight.dtype
-        with torch.autocast(device, enabled=False):
+        dtype = self.mask_feature.weight.dtype
+        with without_autocast(features[self.finest].device):
             coarse = [
                 convolution(features[name].to(dtype))
                 for name, convolution in zip(self.coarse_to_fine, self.input_convs, strict=True)
