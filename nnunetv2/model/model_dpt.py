@@ -114,12 +114,13 @@ def create_segmentation_model(
     )
 
 
-def resolve_options(options: dict[str, Any], batch_size: int) -> dict[str, Any]:
+def resolve_options(options: dict[str, Any], batch_size: int, regions: bool) -> dict[str, Any]:
     """Decide what is `auto`, when the plans of an experiment are derived.
 
     Args:
         options: the keys of `model.decoder`.
         batch_size: images per batch.
+        regions: whether the data set declares regions.
     """
     if options.get("use_batch_norm_in_fusion_residual") != "auto":
         return options

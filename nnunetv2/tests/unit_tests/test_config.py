@@ -1,15 +1,20 @@
 """Configurations: the packaged ones, what is refused and how it is told."""
 
 import ast
+import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from dinov3.eval.segmentation.config import M2FTrainConfig
 from nnunetv2.run.arguments import training_parser
 from nnunetv2.run.train_experiment import read_experiment
 from nnunetv2.training.experiment.decoder_options import read_factory
+from nnunetv2.training.experiment.derive import architecture_keywords
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import as_stored, load_config, packaged_configs, refuse
+from nnunetv2.training.experiment.schema import as_stored, load_config, packaged_configs, refuse, restore
+from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
@@ -30,14 +35,15 @@ def refusal(*overrides: str, name_or_path: str = "upernet") -> str:
 
 DECODERS = ("upernet", "segformer", "dpt", "unetr", "primus", "primus_multiscale", "linear")
 FLAT = "segformer_default"
+M2F = ("m2f", "m2f_default", "m2f_lora", "m2f_test_dinov2", "m2f_test_dinov3")
 
 
 def test_the_packaged_configs_are_there():
     expected = {f"{name}{end}" for name in DECODERS for end in ("", "_lora", "_test_dinov2", "_test_dinov3")}
-    assert set(packaged_configs()) == expected | {"segformer_test_retfound", "segformer_test_visionfm", FLAT}
+    assert set(packaged_configs()) == expected | {"segformer_test_retfound", "segformer_test_visionfm", FLAT} | {*M2F}
 
 
-@pytest.mark.parametrize("name", [name for name in packaged_configs() if name != FLAT])
+@pytest.mark.parametrize("name", [name for name in packaged_configs() if name not in (FLAT, *M2F)])
 def test_packaged_configs_have_the_documented_values(name: str):
     config = load_config(ViTnnUNetConfig, name)
     train = config.train
@@ -281,3 +287,151 @@ def test_the_plans_name_the_trainer_that_trains(config: str, trainer: str | None
     named = ["-tr", trainer] if trainer else []
     args = parser.parse_intermixed_args(["1", "2d", "0", "--config", config, "model.pretrained=false", *named])
     assert read_experiment(args).trainer == (trainer or "nnUNetTrainerNoDeepSupervision_segformer")
+
+
+# --- Mask2Former ----------------------------------------------------------------------------------------------------
+
+# The documented values, by key; those of `m2f_train` are the library's too.
+LOSS = {
+    "num_points": 12544,
+    "oversample_ratio": 3.0,
+    "importance_sample_ratio": 0.75,
+    "mask_coefficient": 5.0,
+    "dice_coefficient": 5.0,
+    "class_coefficient": 2.0,
+    "no_object_coefficient": 0.1,
+}
+MODEL = {
+    "backbone": "dinov3",
+    "backbone_size": "large",
+    "hidden_dim": 2048,
+    "num_queries": 100,
+    "backbone_out_layers": "FOUR_EVEN_INTERVALS",
+    "autocast_dtype": "float32",
+}
+LORA = {
+    "enabled": True,
+    "r": 8,
+    "lora_alpha": 16,
+    "target_modules": ["qkv", "proj"],
+    "lora_dropout": 0.1,
+    "bias": "none",
+    "use_rslora": False,
+}
+OPTIMISATION = {
+    "optimizer": "adamw",
+    "initial_lr": 0.0001,
+    "weight_decay": 0.05,
+    "backbone_lr_factor": 0.1,
+    "schedule": "onecycle",
+}
+
+
+def load_m2f(*overrides: str, name_or_path: str = "m2f") -> M2FnnUNetConfig:
+    return load_config(M2FnnUNetConfig, name_or_path, [*(f"{k}={v}" for k, v in BASE.items()), *overrides])
+
+
+def values_of(config: object, keys: dict) -> dict:
+    return {key: getattr(config, key) for key in keys}
+
+
+def check_m2f_values(config: M2FnnUNetConfig, model: dict) -> None:
+    assert (config.trainer, config.gradient_clip) == ("nnUNetTrainer_m2f", 10.0)
+    assert values_of(config.model, model) == model
+    assert asdict(config.m2f_train) == LOSS
+    assert values_of(config.train, OPTIMISATION) == OPTIMISATION
+
+
+def test_defaults_of_the_m2f_schema():
+    config = M2FnnUNetConfig()
+    check_m2f_values(config, MODEL)
+    assert asdict(config.lora) == LORA and config.mode == "lora"
+    assert (config.model.freeze_backbone, config.train.compile, config.train.precision) == (True, False, None)
+    assert config.stored().train.precision == "float32"
+    assert asdict(M2FTrainConfig()) == LOSS
+
+
+def test_m2f_default_names_the_defaults():
+    config = load_config(M2FnnUNetConfig, "m2f_default")
+    check_m2f_values(config, MODEL)
+    assert asdict(config.lora) == LORA
+    counts = [f"train.{key}=null" for key in ITERATIONS]
+    assert as_stored(load_config(M2FnnUNetConfig, "m2f_default", counts)) == as_stored(M2FnnUNetConfig().stored())
+
+
+@pytest.mark.parametrize("name", M2F)
+def test_packaged_m2f_configs_have_the_documented_values(name: str):
+    config = load_config(M2FnnUNetConfig, name)
+    is_test = "_test_" in name
+    own = {"backbone": name.rpartition("_")[2] if is_test else "dinov3"}
+    own["hidden_dim"] = 2048 if name == "m2f_default" else 256
+    check_m2f_values(config, MODEL | own)
+    assert config.mode == ("lora" if name in ("m2f_default", "m2f_lora") else "frozen")
+    assert config.mode == "frozen" or asdict(config.lora) == LORA
+    iterations = (10, 10) if is_test else (250, 50)
+    assert (config.train.num_iterations_per_epoch, config.train.num_val_iterations_per_epoch) == iterations
+    assert config.train.num_epochs == 1000
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.precision=bfloat16", "train.precision is bfloat16, model.autocast_dtype float32: they stand for the"),
+        ("model.autocast_dtype=half", "model.autocast_dtype must be float32, float16, bfloat16, found 'half'"),
+        ("model.hidden_dim=100", "model.hidden_dim must be a positive multiple of 32, found 100"),
+        ("model.hidden_dim=0", "model.hidden_dim must be a positive multiple of 32, found 0"),
+        ("model.num_queries=0", "model.num_queries must be at least 1, found 0"),
+        ("model.backbone_out_layers=LAST", "FOUR_LAST or four ascending numbers from 0, found 'LAST'"),
+        ("model.backbone_out_layers=[1,2]", "FOUR_LAST or four ascending numbers from 0, found [1, 2]"),
+        ("model.backbone_out_layers=[1,2,3,3]", "FOUR_LAST or four ascending numbers from 0, found [1, 2, 3, 3]"),
+        ("model.backbone_out_layers=[0,1,2,true]", "FOUR_LAST or four ascending numbers from 0, found [0, 1, 2, True]"),
+        ("model.backbone_out_layers=3", "FOUR_LAST or four ascending numbers from 0, found 3"),
+        ("model.decoder={hidden_dim: 3}", "unknown key model.decoder (value {'hidden_dim': 3})"),
+        ("model.model_path=nnunetv2.model.model_m2f", "unknown key model.model_path"),
+        ("lora.bias=all", "lora.bias must be none, found 'all'"),
+        ("train.gradient_clip=1", "unknown key train.gradient_clip (value 1)"),
+        ("gradient_clip=0", "gradient_clip must be above 0, found 0"),
+        ("m2f_train.num_points=0", "m2f_train.num_points must be at least 1, found 0"),
+        ("m2f_train.oversample_ratio=0.5", "m2f_train.oversample_ratio must be at least 1, found 0.5"),
+        ("m2f_train.importance_sample_ratio=2", "m2f_train.importance_sample_ratio must be in [0, 1], found 2"),
+        ("m2f_train.mask_coefficient=-1", "m2f_train.mask_coefficient must be at least 0, found -1"),
+        ("m2f_train.no_object_coefficient=0", "m2f_train.no_object_coefficient must be above 0, found 0"),
+        ("m2f_train.points=3", "unknown key m2f_train.points (value 3)"),
+        ("model.backbone_out_layers=null", "model.backbone_out_layers must be FOUR_EVEN_INTERVALS, FOUR_LAST or four"),
+        ("train.backbone_lr_factor=0", "train.backbone_lr_factor must be above 0, found 0"),
+    ],
+)
+def test_what_is_wrong_in_the_m2f_schema_is_told(override: str, told: str):
+    with pytest.raises(ExperimentError) as caught:
+        load_m2f(override)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_loss_of_no_terms_is_told():
+    terms = ("mask", "dice", "class")
+    with pytest.raises(ExperimentError, match="m2f_train.class_coefficient must be above 0, or nothing is learnt"):
+        load_m2f(*(f"m2f_train.{term}_coefficient=0" for term in terms))
+    load_m2f(*(f"m2f_train.{term}_coefficient=0" for term in terms[:2]))
+
+
+def test_the_vit_schema_points_to_that_of_m2f():
+    message = refusal("model.model_path=nnunetv2.model.model_m2f")
+    assert "use --config m2f" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("layers", ["FOUR_LAST", [0, 2, 3, 5]])
+def test_the_precision_and_the_blocks_of_m2f_are_handed_on(layers: object):
+    config = load_m2f("model.autocast_dtype=bfloat16", f"model.backbone_out_layers={layers}")
+    keywords = architecture_keywords(config, ["RGBTo01Normalization"] * 3, 2)
+    assert (keywords["precision"], keywords["out_layers"]) == ("bfloat16", layers)
+    assert (keywords["hidden_dim"], keywords["num_queries"]) == (256, 100)
+    assert restore(M2FnnUNetConfig, as_stored(config)) == config
+    assert load_m2f("train.precision=float32").train.precision == "float32"  # the same, said twice
+
+
+@pytest.mark.parametrize(("use_rslora", "scale"), [("false", 16), ("true", 16 * math.sqrt(8))])
+def test_the_scale_of_rank_stabilised_adapters_is_handed_on(use_rslora: str, scale: float):
+    config = load_m2f(f"lora.use_rslora={use_rslora}", name_or_path="m2f_lora")
+    keywords = architecture_keywords(config, ["RGBTo01Normalization"] * 3, 2)
+    assert keywords["lora_rank"] == 8 and keywords["lora_alpha"] == pytest.approx(scale)
+    assert keywords["lora_target_modules"] == ["qkv", "proj"] and keywords["lora_dropout"] == 0.1

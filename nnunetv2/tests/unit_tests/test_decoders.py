@@ -106,9 +106,9 @@ def test_dpt_needs_a_class_token_or_ignores_it():
 
 def test_dpt_decides_on_batch_norm_by_the_batch():
     name = "use_batch_norm_in_fusion_residual"
-    few, enough = (resolve_options({name: "auto", "x": 1}, MIN_BATCH_SIZE_FOR_BATCH_NORM - i) for i in (1, 0))
+    few, enough = (resolve_options({name: "auto", "x": 1}, MIN_BATCH_SIZE_FOR_BATCH_NORM - i, False) for i in (1, 0))
     assert (few, enough) == ({name: False, "x": 1}, {name: True, "x": 1})
-    assert resolve_options({name: False}, 99) == {name: False} and resolve_options({}, 99) == {}
+    assert resolve_options({name: False}, 99, False) == {name: False} and resolve_options({}, 99, False) == {}
     with_norm, without = (build("model_dpt", fusion_hidden_size=16, **{name: value}) for value in (True, False))
     count = [sum(isinstance(m, nn.BatchNorm2d) for m in model.neck.modules()) for model in (with_norm, without)]
     assert count == [14, 0]  # two in each of seven residual units

@@ -8,8 +8,9 @@ from pathlib import Path
 import nnunetv2
 
 MODEL_FOLDER = Path(nnunetv2.__path__[0]) / "model"
+MASK2FORMER = "nnunetv2.model.model_m2f"  # returns queries, and so has a trainer and a schema of its own
 FACTORY = "create_segmentation_model"
-# What a module may have beside its factory, `(options, batch_size) → options`, to decide on what is automatic.
+# What a module may have beside its factory, `(options, batch_size, regions) → options`, to decide on what is automatic.
 RESOLVER = "resolve_options"
 # A factory that hands `**backbone_options` on has no other options than it names; any other `**name` may take all.
 BACKBONE_OPTIONS = "backbone_options"
@@ -111,9 +112,9 @@ def read_factory(model_path: str) -> Factory:
 
 
 def packaged_decoders() -> list[str]:
-    """Dotted names of the modules of this package that have a factory."""
+    """Dotted names of the modules of this package that `model.model_path` can name."""
     modules = [f"nnunetv2.model.{path.stem}" for path in sorted(MODEL_FOLDER.glob("*.py"))]
-    return [module for module in modules if _has_factory(module)]
+    return [module for module in modules if module != MASK2FORMER and _has_factory(module)]
 
 
 def _has_factory(module: str) -> bool:

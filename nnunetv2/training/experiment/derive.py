@@ -53,8 +53,11 @@ def derive_plans(
     derived = deepcopy(plans)
     derived.pop("continue_training", None)  # set by nnU-Net for its trainers, no part of the file
     derived["plans_name"] = f"{plans['plans_name']}_{name}"
+    regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
     try:
-        derived["configurations"] = _derive_configurations(plans, config)
+        derived["configurations"] = {
+            name: _derive_configuration(resolve(plans, name), config, regions) for name in planar_configurations(plans)
+        }
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     num_classes = count_classes(derived, dataset_json)
@@ -68,11 +71,7 @@ def count_classes(plans: dict[str, Any], dataset_json: dict) -> int:
     return PlansManager(plans).get_label_manager(dataset_json).num_segmentation_heads
 
 
-def _derive_configurations(plans: dict[str, Any], config: Any) -> dict[str, Any]:
-    return {name: _derive_configuration(resolve(plans, name), config) for name in planar_configurations(plans)}
-
-
-def _derive_configuration(base: dict[str, Any], config: Any) -> dict[str, Any]:
+def _derive_configuration(base: dict[str, Any], config: Any, regions: bool) -> dict[str, Any]:
     derived = deepcopy(base)
     for key in ("patch_size", "batch_size"):
         value = getattr(config.train, key)
@@ -80,14 +79,23 @@ def _derive_configuration(base: dict[str, Any], config: Any) -> dict[str, Any]:
     derived[EXPERIMENT_KEY] = as_stored(config)
     derived["architecture"] = {
         "network_class_name": f"{config.model.model_path}.{FACTORY}",
-        "arch_kwargs": architecture_keywords(config, base["normalization_schemes"], derived["batch_size"]),
+        "arch_kwargs": architecture_keywords(config, base["normalization_schemes"], derived["batch_size"], regions),
         "_kw_requires_import": [],
     }
     return derived
 
 
-def architecture_keywords(config: Any, normalization_schemes: list[str], batch_size: int) -> dict[str, Any]:
-    """Return the keywords that rebuild the network: no pretrained weights, nothing automatic but the feature layers."""
+def architecture_keywords(
+    config: Any, normalization_schemes: list[str], batch_size: int, regions: bool = False
+) -> dict[str, Any]:
+    """Return the keywords that rebuild the network: no pretrained weights, nothing automatic but the feature layers.
+
+    Args:
+        config: the checked configuration.
+        normalization_schemes: nnU-Net's normalisation, one per channel.
+        batch_size: images per batch.
+        regions: whether the data set declares regions.
+    """
     model, lora = config.model, config.lora
     checkpoint = Path(model.checkpoint_path).expanduser() if model.checkpoint_path else None
     return {
@@ -97,23 +105,23 @@ def architecture_keywords(config: Any, normalization_schemes: list[str], batch_s
         "freeze_backbone": model.freeze_backbone,
         "use_lora": lora.enabled,
         "lora_rank": lora.r,
-        "lora_alpha": lora.lora_alpha,
+        "lora_alpha": lora.scale,
         "lora_dropout": lora.lora_dropout,
         "lora_target_modules": list(lora.target_modules),
         "out_layers": model.out_layers,
         "input_norm": resolve_input_norm(model.input_norm, model.backbone, normalization_schemes),
         "precision": config.train.precision,
-        **_decoder_keywords(model, batch_size),
+        **_decoder_keywords(model, batch_size, regions),
     }
 
 
-def _decoder_keywords(model: Any, batch_size: int) -> dict[str, Any]:
+def _decoder_keywords(model: Any, batch_size: int, regions: bool) -> dict[str, Any]:
     """The decoder's options; its module may have a function that decides on what is automatic."""
     try:
         resolve_options = pydoc.locate(f"{model.model_path}.{RESOLVER}")
         if not resolve_options:
             return model.decoder
-        resolved = dict(resolve_options(dict(model.decoder), batch_size))
+        resolved = dict(resolve_options(dict(model.decoder), batch_size, regions))
         json.dumps(resolved)  # what cannot be written into plans is told now
         return resolved
     except Exception as error:  # whatever a decoder of the user's own raises
@@ -193,16 +201,18 @@ def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
         with torch.no_grad():
             channels = len(planar["normalization_schemes"])
             images = torch.empty(planar["batch_size"], channels, *planar["patch_size"], device="meta")
-            logits = network.train()(images)
+            outputs = [network.train()(images), network.eval()(images)]
         layers = list(network.feature_indices)
     except Exception as error:  # whatever a decoder of the user's own raises
         raise _not_to_be_built(error) from error
     expected = (planar["batch_size"], num_classes, *planar["patch_size"])
-    if logits.shape != expected:
-        raise ExperimentError(
-            f"the network of {architecture['network_class_name']} gives logits of shape {tuple(logits.shape)}, "
-            f"expected {expected}"
-        )
+    gives_queries = hasattr(network, "forward_queries")  # in training; its trainer knows
+    for logits in outputs[1:] if gives_queries else outputs:
+        if logits.shape != expected:
+            raise ExperimentError(
+                f"the network of {architecture['network_class_name']} gives logits of shape {tuple(logits.shape)}, "
+                f"expected {expected}"
+            )
     architecture["arch_kwargs"]["out_layers"] = layers
 
 

@@ -7,3 +7,8 @@ class ExperimentError(ValueError):
     The message is one sentence (or one line per problem) that names the thing, the value found and the values allowed;
     the commands print it without a traceback and exit with code 2.
     """
+
+
+def in_one_line(error: Exception) -> str:
+    """Return the kind and the message of an error, without line breaks and not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

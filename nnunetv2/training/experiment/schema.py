@@ -27,7 +27,7 @@ class Rule:
 
     Attributes:
         text: the rule in words, for messages and the configuration reference.
-        holds: whether a value (never None) keeps it.
+        holds: whether a value keeps it; never None, unless the field takes `Any`.
     """
 
     text: str
@@ -225,7 +225,7 @@ def _broken_rules(config: Any, prefix: str) -> Iterator[str]:
         rule = leaf.metadata["rule"]
         if is_dataclass(value):
             yield from _broken_rules(value, f"{prefix}{leaf.name}.")
-        elif rule is not None and value is not None and not rule.holds(value):
+        elif rule is not None and (value is not None or leaf.type is Any) and not rule.holds(value):
             yield f"{prefix}{leaf.name} must be {rule.text}, found {value!r}"
 
 

@@ -13,20 +13,21 @@ from nnunetv2.model.backbone_families import (
     get_family,
     hub_repository,
 )
-from nnunetv2.training.experiment.decoder_options import misfit, read_factory
+from nnunetv2.training.experiment.decoder_options import MASK2FORMER, misfit, read_factory
 from nnunetv2.training.experiment.schema import Rule, above, at_least, find_file, one_of, option, within
 
 # `Optional[...]`, not `... | None`, in the fields: every omegaconf that we allow reads it.
 # ruff: noqa: UP045
 
+BLOCKS = Rule("ascending numbers from 0", lambda v: bool(v) and v == sorted(set(v)) and v[0] >= 0)
+M2F_TRAINER = "nnUNetTrainer_m2f"
 PATCH_SIZE = Rule("two positive numbers, [height, width]", lambda v: len(v) == 2 and min(v) > 0)
 
 
 @dataclass
-class ViTModelConfig:
-    """The network: key `model`."""
+class BackboneConfig:
+    """The keys of `model` that every decoder shares."""
 
-    model_path: str = option("nnunetv2.model.model_upernet", "Python module with `create_segmentation_model`")
     backbone: str = option("dinov3", "a family of the backbone table (`dinov3`, `dinov2`, …) or `timm:<name>`")
     backbone_size: str = option("large", "a size of the family, or `tiny`; not used with `timm:<name>`")
     checkpoint_path: str = option("", "file of pretrained backbone weights; empty: timm's hub copy")
@@ -38,33 +39,15 @@ class ViTModelConfig:
         "`none`; `auto:NAME` and `backbone:NAME` choose among the statistics of a backbone (VisionFM: fundus, oct, …)",
         Rule("auto, none, backbone or backbone:NAME", lambda v: v.split(":")[0] in ("auto", "none", "backbone")),
     )
-    out_layers: Optional[list[int]] = option(
-        None,
-        "0-based blocks whose outputs the decoder gets; null: the ends of four even quarters",
-        Rule("ascending numbers from 0", lambda v: bool(v) and v == sorted(set(v)) and v[0] >= 0),
-    )
-    decoder: dict[str, Any] = option({}, "keywords of the decoder (see its page)")
 
     def problems(self) -> Iterator[str]:
-        """Yield what is impossible about the backbone, its weights and the decoder."""
+        """Yield what is impossible about the backbone."""
         try:
             check_backbone(self.backbone, self.backbone_size)
         except ValueError as error:
             yield f"model.backbone, model.backbone_size: {error}"
         else:
             yield from self._statistics_problems()
-        try:
-            factory = read_factory(self.model_path)
-        except ValueError as error:
-            yield f"model.model_path: {error}"
-            return
-        for key, value in self.decoder.items() if factory.is_known else ():
-            if key not in factory.options:
-                hint = did_you_mean(str(key), factory.options)
-                allowed = ", ".join(factory.options)
-                yield f"unknown key model.decoder.{key} (value {value!r}){hint}; allowed: {allowed}"
-            elif expected := misfit(value, factory.options[key]):
-                yield f"model.decoder.{key} must be {expected}, found {value!r}"
 
     def _statistics_problems(self) -> Iterator[str]:
         kind, _, which = self.input_norm.partition(":")
@@ -91,6 +74,36 @@ class ViTModelConfig:
 
 
 @dataclass
+class ViTModelConfig(BackboneConfig):
+    """The network: key `model`."""
+
+    model_path: str = option("nnunetv2.model.model_upernet", "Python module with `create_segmentation_model`")
+    out_layers: Optional[list[int]] = option(
+        None, "0-based blocks whose outputs the decoder gets; null: the ends of four even quarters", BLOCKS
+    )
+    decoder: dict[str, Any] = option({}, "keywords of the decoder (see its page)")
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is impossible about the backbone and the decoder."""
+        yield from super().problems()
+        if self.model_path == MASK2FORMER:
+            yield f"model.model_path: {MASK2FORMER} has a schema of its own, that of {M2F_TRAINER}: use --config m2f"
+            return
+        try:
+            factory = read_factory(self.model_path)
+        except ValueError as error:
+            yield f"model.model_path: {error}"
+            return
+        for key, value in self.decoder.items() if factory.is_known else ():
+            if key not in factory.options:
+                hint = did_you_mean(str(key), factory.options)
+                allowed = ", ".join(factory.options)
+                yield f"unknown key model.decoder.{key} (value {value!r}){hint}; allowed: {allowed}"
+            elif expected := misfit(value, factory.options[key]):
+                yield f"model.decoder.{key} must be {expected}, found {value!r}"
+
+
+@dataclass
 class ViTLoRAConfig:
     """Low-rank adaptation of the backbone: key `lora`."""
 
@@ -102,10 +115,15 @@ class ViTLoRAConfig:
     )
     lora_dropout: float = option(0.05, "dropout on the adapters' input", within(0, 1))
 
+    @property
+    def scale(self) -> float:
+        """The adapters' output is scaled by this, divided by the rank."""
+        return self.lora_alpha
+
 
 @dataclass
-class ViTTrainConfig:
-    """The training: key `train`. What is null has nnU-Net's own value."""
+class TrainConfig:
+    """The keys of `train` that every decoder shares. What is null has nnU-Net's own value."""
 
     optimizer: str = option("sgd", "`sgd` (Nesterov) or `adamw`", one_of("sgd", "adamw"))
     initial_lr: Optional[float] = option(None, "learning rate (nnU-Net: 0.01)", above(0))
@@ -115,6 +133,9 @@ class ViTTrainConfig:
         "factor on the learning rate per layer, from the last block down; full fine-tuning only",
         Rule("above 0 and at most 1", lambda v: 0 < v <= 1),
     )
+    backbone_lr_factor: float = option(
+        1.0, "factor on the learning rate of the backbone's own weights; full fine-tuning only", above(0)
+    )
     betas: list[float] = option(
         [0.9, 0.999],
         "AdamW's betas",
@@ -123,7 +144,6 @@ class ViTTrainConfig:
     momentum: float = option(0.99, "SGD's momentum", Rule("above 0 and below 1", lambda v: 0 < v < 1))
     schedule: str = option("poly", "learning rate over the epochs", one_of("poly", "cosine", "onecycle"))
     warmup_epochs: int = option(0, "epochs of linear rise; for `onecycle` the length of the rise", at_least(0))
-    gradient_clip: Optional[float] = option(None, "largest norm of the gradient (nnU-Net: 12)", above(0))
     num_epochs: Optional[int] = option(None, "epochs (nnU-Net: 1000)", at_least(1))
     num_iterations_per_epoch: Optional[int] = option(None, "training iterations per epoch (nnU-Net: 250)", at_least(1))
     num_val_iterations_per_epoch: Optional[int] = option(None, "validation iterations (nnU-Net: 50)", at_least(1))
@@ -142,6 +162,13 @@ class ViTTrainConfig:
 
 
 @dataclass
+class ViTTrainConfig(TrainConfig):
+    """The training: key `train`."""
+
+    gradient_clip: Optional[float] = option(None, "largest norm of the gradient (nnU-Net: 12)", above(0))
+
+
+@dataclass
 class ViTnnUNetConfig:
     """A ViT experiment: the root of the YAML file."""
 
@@ -153,6 +180,10 @@ class ViTnnUNetConfig:
         "nnUNetTrainerNoDeepSupervision_mymodel",
     )
 
+    # what to turn down when training diverges
+    CLIP_KEY: ClassVar[str] = "train.gradient_clip"
+    PRECISION_KEY: ClassVar[str] = "train.precision"
+
     trainer: str = option("nnUNetTrainer_vit", "the trainer class; `-tr` overrides it")
     model: ViTModelConfig = option(ViTModelConfig, "the network")
     lora: ViTLoRAConfig = option(ViTLoRAConfig, "low-rank adaptation of the backbone")
@@ -161,6 +192,11 @@ class ViTnnUNetConfig:
     def stored(self) -> "ViTnnUNetConfig":
         """The configuration as it goes into the plans: this one."""
         return self
+
+    @property
+    def gradient_clip(self) -> Optional[float]:
+        """Largest norm of the gradient; None: nnU-Net's."""
+        return self.train.gradient_clip
 
     @property
     def mode(self) -> str:
