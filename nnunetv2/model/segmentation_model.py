@@ -209,13 +209,21 @@ class ViTSegmentationModel(nn.Module):
         Raises:
             ValueError: the input has another shape than that.
         """
-        if x.ndim != 4 or x.shape[1] != self.input_channels:
-            raise ValueError(f"expected images of shape (B, {self.input_channels}, H, W), got {tuple(x.shape)}")
+        self.check_input(x)
         height, width = x.shape[-2:]
         with autocast_for(x.device, self.precision):
             x = pad_to_multiple((x - self.input_mean) / self.input_std, self.patch_size)
             logits = self.decode(self.encode(x), x.shape[-2:])
         return logits[..., :height, :width].float()
+
+    def check_input(self, x: Tensor) -> None:
+        """Check that images have the shape (B, input_channels, H, W).
+
+        Raises:
+            ValueError: they have not.
+        """
+        if x.ndim != 4 or x.shape[1] != self.input_channels:
+            raise ValueError(f"expected images of shape (B, {self.input_channels}, H, W), got {tuple(x.shape)}")
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Return what the decoder gets of normalised images (B, C, H, W); without a graph if the backbone is frozen."""
