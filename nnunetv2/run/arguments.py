@@ -1,6 +1,7 @@
 """The arguments of the training commands: nnU-Net's own, plus configuration, name and overrides."""
 
 import argparse
+from collections.abc import Sequence
 
 DEVICES = ("cuda", "cpu", "mps")
 
@@ -39,3 +40,22 @@ def training_parser(prog: str, description: str, default_trainer: str) -> argpar
     add("--disable_checkpointing", action="store_true", help="write no checkpoints")
     add("-device", default="cuda", help="cuda, cpu or mps (default: %(default)s)")
     return parser
+
+
+def read_arguments(
+    parser: argparse.ArgumentParser, flag: str, default_config: str, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Read the arguments of a command that has a configuration by default.
+
+    Args:
+        parser: see `training_parser`.
+        flag: the command's own name for `--config`.
+        default_config: the configuration, unless `--name` alone says what to go on with.
+        arguments: the command line without the command's name; None: that of the process.
+    """
+    parser.add_argument(flag, dest="config", help=f"the same as --config (default: {default_config})")
+    args = parser.parse_intermixed_args(arguments)
+    goes_on_by_name = args.name is not None and (args.c or args.val)
+    if args.config is None and not goes_on_by_name:
+        args.config = default_config
+    return args

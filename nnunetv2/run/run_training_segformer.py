@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from nnunetv2.run.arguments import training_parser
+from nnunetv2.run.arguments import read_arguments, training_parser
 from nnunetv2.run.train_experiment import run_command
 
 COMMAND = "nnUNetv2_train_segformer"
@@ -17,12 +17,7 @@ def run_training_entry(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line without the command's name; by default that of the process.
     """
     parser = training_parser(COMMAND, "Train SegFormer on a ViT in nnU-Net.", DEFAULT_TRAINER)
-    parser.add_argument("--segformer_config", dest="config", help=f"the same as --config (default: {DEFAULT_CONFIG})")
-    args = parser.parse_intermixed_args(arguments)
-    goes_on_by_name = args.name is not None and (args.c or args.val)
-    if args.config is None and not goes_on_by_name:
-        args.config = DEFAULT_CONFIG
-    run_command(COMMAND, args)
+    run_command(COMMAND, read_arguments(parser, "--segformer_config", DEFAULT_CONFIG, arguments))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from nnunetv2.training.experiment.schema import (
     read_values,
     refuse,
 )
+from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
@@ -54,7 +55,7 @@ DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.ENAMETOOLONG),
 )
-SCHEMAS = (ViTnnUNetConfig, SegFormernnUNetConfig)
+SCHEMAS = (ViTnnUNetConfig, SegFormernnUNetConfig, M2FnnUNetConfig)
 # As nnU-Net sets them when it is run as a script. They must be set before NumPy and torch are loaded.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 

@@ -96,7 +96,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             value = getattr(train, name)
             if value is not None:  # null: nnU-Net's own
                 setattr(self, name, value)
-        self.gradient_clip = 12.0 if train.gradient_clip is None else train.gradient_clip  # nnU-Net's own is 12
+        clip = self.config.gradient_clip
+        self.gradient_clip = 12.0 if clip is None else clip  # nnU-Net's own is 12
         self.enable_deep_supervision = False
         if train.precision != "float16":  # the only one whose gradients need scaling
             self.grad_scaler = None
@@ -178,12 +179,14 @@ class nnUNetTrainer_vit(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Create the optimiser and the schedule that the configuration names."""
         train = self.config.train
-        groups = parameter_groups(self.plain_network, self.initial_lr, self.weight_decay, train.layer_decay)
+        # the matrices of LoRA are new, and learn as fast as the decoder
+        factor = train.backbone_lr_factor if self.config.mode == "full" else 1.0
+        groups = parameter_groups(self.plain_network, self.initial_lr, self.weight_decay, train.layer_decay, factor)
         optimizer = create_optimizer(train.optimizer, groups, train.momentum, train.betas)
-        factor = functools.partial(
+        schedule = functools.partial(
             schedule_factor, train.schedule, num_epochs=self.num_epochs, warmup_epochs=train.warmup_epochs
         )
-        return optimizer, EpochSchedule(optimizer, factor)
+        return optimizer, EpochSchedule(optimizer, schedule)
 
     def _do_i_compile(self) -> bool:
         if self.config.train.compile is None or self.device.type != "cuda":
@@ -229,7 +232,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             batch: `data` (B, C, H, W) and `target` (B, 1, H, W), or (B, R, H, W) for regions.
 
         Returns:
-            `loss`, a NumPy scalar.
+            `loss`, a NumPy scalar, and its terms by name, where there are any.
 
         Raises:
             ExperimentError: the loss is not finite.
@@ -237,12 +240,16 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         data = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"].to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast_for(self.device, self.config.train.precision):
-            loss = self.loss(self.network(data), target)
+        loss, terms = self._training_loss(data, target)
         loss_value = loss.detach().cpu().numpy()
         self._stop_unless_finite("training loss", loss_value)
         self._step(loss)
-        return {"loss": loss_value}
+        return {"loss": loss_value, **terms}
+
+    def _training_loss(self, data: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of a batch, and what else of it is worth noting, by name."""
+        with autocast_for(self.device, self.config.train.precision):
+            return self.loss(self.network(data), target), {}
 
     def _step(self, loss: torch.Tensor) -> None:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -275,8 +282,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         half = self.config.train.precision == "float16"
         message = (
             f"the {name} is {value} in epoch {self.current_epoch}, training stops; checkpoints are as they were. Try a "
-            f"lower train.initial_lr (now {self.initial_lr}) or train.gradient_clip (now {self.gradient_clip})"
-            f"{', or train.precision=bfloat16 or float32 (now float16)' if half else ''}"
+            f"lower train.initial_lr (now {self.initial_lr}) or {self.config.CLIP_KEY} (now {self.gradient_clip})"
+            f"{f', or {self.config.PRECISION_KEY}=bfloat16 or float32 (now float16)' if half else ''}"
         )
         self.print_to_log_file(f"ERROR: {message}")
         raise ExperimentError(message)

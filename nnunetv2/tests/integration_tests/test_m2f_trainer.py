@@ -1,0 +1,298 @@
+"""Mask2Former in nnU-Net: targets, predictions, configuration, and the trainer from training to prediction."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2.training.experiment.derive import derive_plans
+from nnunetv2.training.experiment.schema import load_config
+from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
+from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter, m2f_predictions_to_segmentation
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_m2f import TERMS, count_pixels, nnUNetTrainer_m2f
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+CPU = torch.device("cpu")
+TINY = """
+trainer: nnUNetTrainer_m2f
+model: {backbone_size: tiny, pretrained: false, hidden_dim: 32, num_queries: 8}
+lora: {enabled: false}
+m2f_train: {num_points: 256}
+train:
+  initial_lr: 0.001
+  num_epochs: 2
+  num_iterations_per_epoch: 3
+  num_val_iterations_per_epoch: 1
+  batch_size: 2
+  patch_size: [64, 64]
+  save_every: 1
+  seed: 3
+"""
+NAME = "m2f_tiny"
+
+
+# --- targets, predictions, configuration ------------------------------------------------------------------------------
+
+
+def test_target_converter():
+    labels = torch.tensor([[[0, 1, -1], [2, 2, 0]]])
+    for target in (labels, labels[:, None], labels[:, None].float()):
+        (converted,) = DenseToM2FTargetConverter()(target)
+        assert converted["labels"].tolist() == [0, 1, 2] and converted["masks"].dtype == torch.float32
+        assert converted["valid"].tolist() == [[True, True, False], [True, True, True]]
+        assert converted["masks"][:, 0, 2].tolist() == [0, 0, 0]  # what is ignored is of no class, background included
+    (converted,) = DenseToM2FTargetConverter(ignore_label=None)(labels.clamp(min=0))
+    assert converted["labels"].tolist() == [0, 1, 2] and "valid" not in converted
+    empty, full = DenseToM2FTargetConverter(3)(torch.tensor([[[3, 3]], [[0, 1]]]))
+    assert empty["masks"].shape == (0, 1, 2) and empty["labels"].numel() == 0 and not empty["valid"].any()
+    assert full["labels"].tolist() == [0, 1]
+
+
+def test_target_converter_of_regions():
+    regions = torch.tensor([[[1, 1, 0]], [[1, 0, 0]], [[0, 1, 1]]], dtype=torch.bool)[None]
+    (converted,) = DenseToM2FTargetConverter(None, regions=True)(regions)
+    assert converted["labels"].tolist() == [0, 1, 2] and torch.equal(converted["masks"], regions[0].float())
+    (converted,) = DenseToM2FTargetConverter(7, regions=True)(regions)  # the last channel is what is ignored
+    assert converted["labels"].tolist() == [0, 1] and converted["valid"].tolist() == [[True, False, False]]
+    assert converted["masks"].tolist() == [[[1, 0, 0]], [[1, 0, 0]]]
+    # one region is a region too, and not a map of the labels 0 and 1
+    (converted,) = DenseToM2FTargetConverter(None, regions=True)(regions[:, :1])
+    assert converted["labels"].tolist() == [0] and torch.equal(converted["masks"], regions[0, :1].float())
+
+
+def test_predictions_to_segmentation():
+    # two queries: class scores 0.6, 0.2 (and 0.2 no object) and 0.1, 0.7 (0.2); masks 0.9 and 0.5
+    classes = torch.tensor([[[0.6, 0.2, 0.2], [0.1, 0.7, 0.2]]]).log()
+    masks = torch.tensor([math.log(9.0), 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    logits = m2f_predictions_to_segmentation(masks, classes, (8, 6))
+    assert logits.shape == (1, 2, 8, 6)
+    scores = torch.tensor([0.9 * 0.6 + 0.5 * 0.1, 0.9 * 0.2 + 0.5 * 0.7])
+    assert torch.allclose(logits.softmax(1)[0, :, 3, 3], scores / scores.sum(), atol=1e-5)
+    union = torch.tensor([1 - (1 - 0.9 * 0.6) * (1 - 0.5 * 0.1), 1 - (1 - 0.9 * 0.2) * (1 - 0.5 * 0.7)])
+    regions = m2f_predictions_to_segmentation(masks, classes, (8, 6), regions=True)
+    assert torch.allclose(regions.sigmoid()[0, :, 3, 3], union, atol=1e-5)
+
+
+def test_m2f_config_loading(tmp_path: Path):
+    config = load_config(M2FnnUNetConfig, "m2f_default")
+    assert config.model.hidden_dim == 2048 and config.lora.target_modules == ["qkv", "proj"]
+    assert config.m2f_train.num_points == 12544 and config.gradient_clip == 10.0
+    assert config.train.precision == "float32"  # decided by model.autocast_dtype
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    config = load_config(M2FnnUNetConfig, str(tmp_path / "tiny.yaml"), ["model.autocast_dtype=bfloat16"])
+    assert (config.model.num_queries, config.mode, config.train.precision) == (8, "frozen", "bfloat16")
+
+
+# --- the trainer ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_trainer(workplace, base_plans: dict, dataset_json: dict, tmp_path: Path, monkeypatch) -> Callable:
+    """Make trainers of the tiny experiment that write to a folder of the test."""
+    for name, folder in workplace.folders.items():
+        monkeypatch.setenv(name, str(folder))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def make(*overrides: str, results: str = "results") -> nnUNetTrainer_m2f:
+        monkeypatch.setenv("nnUNet_results", str(tmp_path / results))
+        config = load_config(M2FnnUNetConfig, str(tmp_path / "tiny.yaml"), overrides)
+        plans = derive_plans(base_plans, "2d", dataset_json, config, "tiny")
+        return nnUNetTrainer_m2f(plans, "2d", 0, dataset_json, CPU)
+
+    return make
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("mode", [[], ["lora.enabled=true"], ["model.freeze_backbone=false"]], ids=str)
+def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, mode: list[str]):
+    straight = make_trainer(*mode, results="straight")
+    straight.run_training()
+    first = make_trainer(*mode, results="resumed")
+    on_epoch_end = first.on_epoch_end
+
+    def stop() -> None:
+        on_epoch_end()
+        raise Interrupted
+
+    first.on_epoch_end = stop
+    with pytest.raises(Interrupted):
+        first.run_training()
+    second = make_trainer(*mode, results="resumed")
+    second.load_checkpoint(str(Path(second.output_folder) / "checkpoint_latest.pth"))
+    second.run_training()
+    for key in (
+        "lrs",
+        "train_losses",
+        "val_losses",
+        *(f"{phase}_{term}" for phase in ("train", "val") for term in TERMS),
+    ):
+        values = second.logger.get_value(key, None)
+        assert len(values) == 2 and values == straight.logger.get_value(key, None), key
+    for name, value in straight.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name]), name
+    assert (Path(second.output_folder) / "progress_loss_terms.png").stat().st_size > 10_000
+
+
+def test_the_terms_add_up_to_the_loss_of_all_layers(make_trainer):
+    trainer = make_trainer()
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_val)
+    trainer.network.eval()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        output = trainer.validation_step(batch)
+        queries = trainer.network.forward_queries(batch["data"])
+        torch.manual_seed(0)
+        losses = trainer.loss.of_all_layers(queries, trainer.target_converter(batch["target"]))
+        last_only = trainer.loss(
+            {**queries}["pred_masks"], trainer.target_converter(batch["target"]), queries["pred_logits"]
+        )
+    assert float(output["loss"]) == pytest.approx(float(trainer.loss.loss_total(losses)), rel=1e-5)
+    assert sum(output[term] for term in TERMS) == pytest.approx(float(output["loss"]), rel=1e-5)
+    assert float(output["loss"]) > 5 * float(trainer.loss.loss_total(last_only))  # ten layers
+    trainer.network.train()
+    step = trainer.train_step(batch)
+    assert sum(step[term] for term in TERMS) == pytest.approx(float(step["loss"]), rel=1e-5)
+    trainer.on_train_end()
+
+
+def test_the_online_dice_is_that_of_the_validation(make_trainer):
+    """One validation case, a patch that is the whole image, no mirroring."""
+    dataset = make_trainer(results="size").get_tr_and_val_datasets()[1]
+    (case,) = dataset.identifiers
+    height, width = dataset.load_case(case)[0].shape[-2:]
+    options = ("train.num_epochs=3", "train.num_iterations_per_epoch=20", "train.schedule=poly")
+    trainer = make_trainer(*options, f"train.patch_size=[{height},{width}]")
+    trainer.oversample_foreground_percent = 0.0  # nnU-Net moves the patch to the foreground, beyond the image's border
+    trainer.run_training()
+    trainer.inference_allowed_mirroring_axes = None
+    trainer.perform_actual_validation()
+    summary = json.loads((Path(trainer.output_folder) / "validation" / "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 1
+    truth = summary["foreground_mean"]["Dice"]
+    assert truth > 0.1  # it has learned something, or any two zeros would be equal
+    assert trainer.logger.get_value("mean_fg_dice", -1) == pytest.approx(truth, abs=1e-4)
+
+
+def test_what_is_ignored_is_not_counted():
+    class Labels:
+        has_regions, has_ignore_label, ignore_label = False, True, 2
+
+    logits = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]).view(1, 2, 1, 3)  # labels 1, 0, 0
+    target = torch.tensor([1, 1, 2]).view(1, 1, 1, 3)
+    counts = count_pixels(logits, target, Labels())
+    assert [counts[name].tolist() for name in ("tp_hard", "fp_hard", "fn_hard")] == [[1], [0], [1]]
+    target[..., 0] = 2
+    assert count_pixels(logits, target, Labels())["fp_hard"].tolist() == [0]
+
+    class Regions:
+        has_regions, has_ignore_label, ignore_label = True, True, 3
+
+    target = torch.tensor([[1, 1, 0], [0, 1, 0], [0, 0, 1]]).view(1, 3, 1, 3)  # the last channel is what is ignored
+    logits = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 1.0]]).view(1, 2, 1, 3)
+    counts = count_pixels(logits, target, Regions())
+    assert [counts[name].tolist() for name in ("tp_hard", "fp_hard", "fn_hard")] == [[2, 0], [0, 1], [0, 1]]
+
+
+def test_plain_plans_and_both_paths_of_the_class(workplace, base_plans, dataset_json, tmp_path, monkeypatch):
+    for name, folder in workplace.folders.items():
+        monkeypatch.setenv(name, str(folder))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text(TINY)
+    found = recursive_find_trainer_class_by_name("nnUNetTrainer_m2f")
+    trainer = found(base_plans, "2d", 0, dataset_json, CPU, m2f_config_path=str(tmp_path / "mine.yaml"))
+    assert trainer.plans_manager.plans_name == "nnUNetPlans_mine"
+    assert trainer.m2f_config is trainer.config and trainer.m2f_config.model.num_queries == 8
+    assert trainer.my_init_kwargs["m2f_config_path"].endswith("mine.yaml")
+    assert trainer.gradient_clip == 10.0 and isinstance(trainer.target_converter, DenseToM2FTargetConverter)
+    from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer_m2f import (
+        nnUNetTrainer_m2f as other,
+    )
+
+    assert other is nnUNetTrainer_m2f
+
+
+def test_the_backbone_learns_slower_where_it_trains(make_trainer):
+    trainer = make_trainer("model.freeze_backbone=false")
+    trainer.initialize()
+    decoder, backbone = trainer.optimizer.param_groups
+    assert backbone["lr"] == pytest.approx(0.1 * decoder["lr"]) and decoder["weight_decay"] == 0.05
+    in_backbone = {id(p) for p in trainer.network.backbone.parameters()}
+    assert {id(p) for p in backbone["params"]} == in_backbone
+    lora = make_trainer("lora.enabled=true", results="lora")
+    lora.initialize()
+    assert len(lora.optimizer.param_groups) == 1
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_commands_from_training_to_import(workplace, tmp_path: Path):
+    (tmp_path / f"{NAME}.yaml").write_text(TINY)
+    place = workplace.with_results("results_m2f")
+    longer = ("train.num_epochs=3", "train.num_iterations_per_epoch=15", "train.schedule=poly")
+    place.run("nnUNetv2_train_m2f", 900, "2d", 0, "--m2f_config", tmp_path / f"{NAME}.yaml", "-device", "cpu", *longer)
+    fold = place.results / "Dataset900_DemoFundus" / f"nnUNetTrainer_m2f__nnUNetPlans_{NAME}__2d" / "fold_0"
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    # nnU-Net's own prediction and evaluation of the validation case give the validation's numbers
+    (case,) = [Path(entry["reference_file"]).stem for entry in summary["metric_per_case"]]
+    raw = place.raw / "Dataset900_DemoFundus"
+    images, truth = tmp_path / "images", tmp_path / "truth"
+    images.mkdir(), truth.mkdir()
+    for file in (raw / "imagesTr").glob(f"{case}_*"):
+        (images / file.name).symlink_to(file)
+    (truth / f"{case}.png").symlink_to(raw / "labelsTr" / f"{case}.png")
+    model = ("-d", 900, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_m2f", "-p", f"nnUNetPlans_{NAME}")
+    options = ("-device", "cpu", "--save_probabilities", "-npp", 1, "-nps", 1)
+    place.run("nnUNetv2_predict", "-i", images, "-o", tmp_path / "predicted", *model, *options)
+    plans, dataset = tmp_path / "predicted" / "plans.json", tmp_path / "predicted" / "dataset.json"
+    place.run("nnUNetv2_evaluate_folder", truth, tmp_path / "predicted", "-djfile", dataset, "-pfile", plans)
+    evaluated = json.loads((tmp_path / "predicted" / "summary.json").read_text())
+    assert evaluated["foreground_mean"] == pytest.approx(summary["foreground_mean"])
+    assert summary["foreground_mean"]["Dice"] > 0.1  # it has learned something
+    probabilities = np.load(tmp_path / "predicted" / f"{case}.npz")["probabilities"]
+    assert np.allclose(probabilities.sum(0), 1, atol=1e-3)
+    # on another machine, without configuration and weights
+    archive = tmp_path / "model.zip"
+    place.run("nnUNetv2_export_model_to_zip", "-d", 900, "-o", archive, "-c", "2d", "-tr", "nnUNetTrainer_m2f",
+              "-p", f"nnUNetPlans_{NAME}", "-f", 0)  # fmt: skip
+    elsewhere = workplace.with_results("results_m2f_imported")
+    elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", archive)
+    elsewhere.run("nnUNetv2_predict", "-i", images, "-o", tmp_path / "again", *model, *options)
+    assert np.array_equal(np.load(tmp_path / "again" / f"{case}.npz")["probabilities"], probabilities)
+    # and validation again, by name alone
+    place.run("nnUNetv2_train_m2f", 900, "2d", 0, "--name", NAME, "--val", "-device", "cpu")
+    assert json.loads((fold / "validation" / "summary.json").read_text())["mean"] == summary["mean"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train.precision=bfloat16"], "train.precision is bfloat16, model.autocast_dtype float32"),
+        (["train.gradient_clip=1"], "unknown key train.gradient_clip"),
+        (["model.hidden_dim=100"], "model.hidden_dim must be a positive multiple of 32, found 100"),
+        (["model.backbone_out_layers=LAST"], "model.backbone_out_layers must be FOUR_EVEN_INTERVALS"),
+        (["model.backbone_out_layers=[0,1,2,9]"], "must be ascending block indices from 0 to 3"),
+        (["m2f_train.num_points=0"], "m2f_train.num_points must be at least 1"),
+        (["model.num_queries=1"], "num_queries must be at least the number of classes (3), found 1"),
+        (["-tr", "nnUNetTrainer_vit"], "unknown key model.hidden_dim"),
+    ],
+)
+def test_refusals(workplace, tmp_path: Path, arguments: list[str], sentence: str):
+    (tmp_path / "refused.yaml").write_text(TINY)
+    config = ("--m2f_config", tmp_path / "refused.yaml", "-device", "cpu")
+    result = workplace.attempt("nnUNetv2_train_m2f", 900, "2d", 0, *config, *arguments)
+    assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr
+    assert not (workplace.preprocessed / "Dataset900_DemoFundus" / "nnUNetPlans_refused.json").exists()
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, *sys.argv[1:]]))
