@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.image
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -32,6 +33,8 @@ class Case(NamedTuple):
 PHOTOGRAPHS = ("train.patch_size=[512,512]", "train.batch_size=1")
 MICROSCOPY = ("train.patch_size=[200,264]",)
 SLICES = ("train.batch_size=4",)
+M2F = ("model.hidden_dim=32", "model.num_queries=8", "m2f_train.num_points=256")
+UNCERTAIN = "crossing_or_uncertain"
 INPUT_NORM = "none, channels pass"
 LESAV, NUCLEI, HIPPOCAMPUS = "Dataset101_LESAV", "Dataset102_NucleiDSB2018", "Dataset103_Hippocampus"
 LESAV_AV, REGIONS = "Dataset111_LESAV_AV", "Dataset113_HippocampusRegions"
@@ -74,8 +77,11 @@ CASES = [
         "labelsTr_av",
         (*PHOTOGRAPHS, "model.decoder.decoder_hidden_size=32"),
         3,
-        ignored="crossing_or_uncertain",
+        ignored=UNCERTAIN,
     ),
+    Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*MICROSCOPY, *M2F), 2),
+    Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 3, ignored=UNCERTAIN),
+    Case("m2f_test_dinov2", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F, "lora.enabled=true"), 2),
     Case("segformer_test_dinov3", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, "lora.enabled=true"), 2),
 ]
 TINY = (
@@ -121,11 +127,12 @@ def test_train_resume_and_predict(case: Case, real_data: Path, make_workplace):
     train = ("nnUNetv2_train_vit", case.number, "2d", 0, "--config", case.config, "-device", "cpu")
     place.run(*train, *TINY, *case.options)
     plans = f"nnUNetPlans_{case.config}"
-    results = place.results / case.dataset / f"nnUNetTrainer_vit__{plans}__2d" / "fold_0"
+    trainer = "nnUNetTrainer_m2f" if case.config.startswith("m2f") else "nnUNetTrainer_vit"
+    results = place.results / case.dataset / f"{trainer}__{plans}__2d" / "fold_0"
     (results / "checkpoint_final.pth").unlink()  # as if it had stopped after its best epoch
     place.run("nnUNetv2_train_vit", case.number, "2d", 0, "--name", case.config, "--c", "-device", "cpu")
     assert (results / "checkpoint_final.pth").is_file()
-    model = ("-d", case.number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", plans)
+    model = ("-d", case.number, "-c", "2d", "-f", 0, "-tr", trainer, "-p", plans)
     output = place.root / "predicted"
     options = ("-device", "cpu", "--disable_tta", "--save_probabilities", "-npp", 1, "-nps", 1)
     place.run("nnUNetv2_predict", "-i", test, "-o", output, *model, *options)
@@ -142,6 +149,29 @@ def test_train_resume_and_predict(case: Case, real_data: Path, make_workplace):
         assert np.allclose(probabilities.sum(0), 1, atol=1e-3)
     assert json.loads((results / "validation" / "summary.json").read_text())["foreground_mean"]
     assert INPUT_NORM in next(results.glob("training_log_*.txt")).read_text()
+    if trainer == "nnUNetTrainer_m2f":
+        check_drawing(case, real_data, place, results.parent)
+
+
+def check_drawing(case: Case, real_data: Path, place, model: Path) -> None:
+    """Draw the queries of a Mask2Former for a training image, without and with its truth, and in another slice."""
+    label = sorted((real_data / case.images / case.labels).iterdir())[1]
+    ending = "".join(label.suffixes)
+    image = real_data / case.images / "imagesTr" / f"{label.name.removesuffix(ending)}_0000{ending}"
+    few, many = place.root / "few.png", place.root / "many.png"
+    draw = ("nnUNetv2_m2f_draw", "-m", model, "-f", 0, "-i", image)
+    place.run(*draw, "-o", few, "--queries", 2)
+    place.run(*draw, "-o", many, "--truth", label)
+    assert image_height(many) > image_height(few)
+    if ending == ".nii.gz":
+        before = many.read_bytes()
+        place.run(*draw, "-o", many, "--truth", label, "--slice", 12)
+        assert many.read_bytes() != before
+    assert not [path for path in place.root.iterdir() if path.suffix == ".tmp"]
+
+
+def image_height(picture: Path) -> int:
+    return matplotlib.image.imread(picture).shape[0]
 
 
 def test_every_decoder_is_trained_on_real_data():

@@ -10,12 +10,19 @@ from raw_weights import origin
 
 from nnunetv2.model.backbone import create_backbone, load_backbone_weights
 from nnunetv2.model.backbone_families import FAMILIES
-from nnunetv2.training.experiment.schema import load_config, packaged_configs
+from nnunetv2.model.model_m2f import create_segmentation_model as create_mask2former
+from nnunetv2.model.segmentation_model import count_parameters_per_part
+from nnunetv2.run.arguments import read_arguments, training_parser
+from nnunetv2.run.run_training_m2f import COMMAND, DEFAULT_CONFIG, DEFAULT_TRAINER
+from nnunetv2.run.train_experiment import read_experiment, schema_of
+from nnunetv2.training.experiment.schema import load_config, packaged_configs, read_values
+from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "documentation").rglob("*.md"))]
 WEIGHT_PAGES = [page for page in PAGES if page.parent.name == "weights" and page.stem != "README"]
+MASK2FORMER = ROOT / "documentation" / "mask2former" / "README.md"
 # What the YAML examples of each page load, in their order; None where timm's hub copy is loaded.
 EXAMPLES = {
     "dinov3": [None, "DINOv3, Meta"],
@@ -49,7 +56,7 @@ def test_links_lead_somewhere(page: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_configurations_that_are_named_exist(page: Path):
-    for name in re.findall(r"--config (\w+)(?![\w./])", page.read_text()):
+    for name in re.findall(r"--(?:m2f_)?config (\w+)(?![\w./])", page.read_text()):
         assert name in packaged_configs()
 
 
@@ -58,7 +65,73 @@ def test_yaml_examples_are_valid(page: Path, tmp_path: Path):
     for i, text in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.DOTALL)):
         path = tmp_path / f"{i}.yaml"
         path.write_text(text)
-        load_config(ViTnnUNetConfig, str(path))
+        trainer = read_values(path).get("trainer", "nnUNetTrainer_vit")
+        load_config(schema_of(trainer), str(path))
+
+
+# --- Mask2Former ----------------------------------------------------------------------------------------------------
+
+
+def table_rows(page: Path, first_cell: str) -> list[list[str]]:
+    """The cells of the rows whose first cell fits a pattern, without marks of code."""
+    rows = re.findall(rf"^\| ({first_cell} \|.*) \|$", page.read_text(), flags=re.MULTILINE)
+    return [[cell.strip() for cell in row.replace("`", "").split(" | ")] for row in rows]
+
+
+def mask2former_configs() -> dict[str, M2FnnUNetConfig]:
+    return {name: load_config(M2FnnUNetConfig, name) for name in packaged_configs() if name.startswith("m2f")}
+
+
+@pytest.fixture(scope="module")
+def mask2former_parameters() -> dict[tuple[str, str], dict[str, int]]:
+    """Per size of the backbone and width of the head the parameters of each part, for four classes."""
+    counts = {}
+    with torch.device("meta"):
+        for size, width in ((size, width) for size in ("base", "large") for width in (256, 2048)):
+            parts = count_parameters_per_part(create_mask2former(4, width, backbone_size=size))
+            counts[size, str(width)] = {name: total for name, (total, _) in parts.items()}
+    return counts
+
+
+def test_the_page_on_mask2former_has_every_configuration_and_its_size(mask2former_parameters: dict):
+    described = [
+        [name, f"{c.model.backbone} {c.model.backbone_size}", c.mode]
+        + [str(c.model.hidden_dim), str(c.train.num_iterations_per_epoch)]
+        for name, c in mask2former_configs().items()
+    ]
+    assert sorted(table_rows(MASK2FORMER, r"`m2f\w*`")) == sorted(described)
+    counted = [
+        [f"dinov3 {size}", width, *(f"{parts[name]:,}" for name in ("backbone", "adapter", "head"))]
+        for (size, width), parts in mask2former_parameters.items()
+    ]
+    assert table_rows(MASK2FORMER, "`dinov3` (?:base|large)") == counted
+
+
+def test_the_readme_has_the_parameters_of_mask2former(mask2former_parameters: dict):
+    configs = mask2former_configs()
+    rows = table_rows(ROOT / "README.md", r"`m2f\w*`")
+    assert {row[0] for row in rows} == {name for name in configs if "_test_" not in name}
+    for name, trainer, mode, width, parameters in rows:
+        config, parts = configs[name], mask2former_parameters["large", width]
+        assert (trainer, mode, width) == (config.trainer, config.mode, str(config.model.hidden_dim))
+        assert parameters == f"{parts['adapter'] + parts['head']:,}"
+
+
+def test_the_commands_on_mask2former_are_accepted():
+    lines = re.findall(r"^nnUNetv2_train_(vit|m2f) (.*?)(?: +#.*)?$", MASK2FORMER.read_text(), flags=re.MULTILINE)
+    assert {command for command, _ in lines} == {"vit", "m2f"}
+    for command, rest in lines:
+        parser = training_parser(COMMAND, "", DEFAULT_TRAINER if command == "m2f" else "nnUNetTrainer_vit")
+        words = [word for word in rest.split() if word != "--c"]  # what an experiment is does not hang on it
+        if command == "m2f":
+            args = read_arguments(parser, "--m2f_config", DEFAULT_CONFIG, words)
+        else:
+            args = parser.parse_intermixed_args(words)
+        args.overrides.append("model.pretrained=false")
+        assert read_experiment(args).trainer == ("nnUNetTrainer_vit" if args.config == "upernet" else DEFAULT_TRAINER)
+
+
+# --- pretrained weights ---------------------------------------------------------------------------------------------
 
 
 def yaml_examples(page: Path) -> list[str]:

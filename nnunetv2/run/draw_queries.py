@@ -1,0 +1,92 @@
+"""The command `nnUNetv2_m2f_draw`: what the most confident queries of a trained Mask2Former see in an image."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2.run.arguments import DEVICES
+from nnunetv2.training.experiment.errors import ExperimentError
+
+COMMAND = "nnUNetv2_m2f_draw"
+
+
+def run_draw_entry(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: the command line without the command's name; by default that of the process.
+    """
+    parser = create_parser()
+    args = parser.parse_args(arguments)
+    try:
+        draw(args)
+    except ExperimentError as error:
+        parser.exit(2, f"{COMMAND}: error: {error}\n")
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Draw an image, its truth, what a trained Mask2Former predicts, and the masks of its most "
+        "confident queries. The image is seen as nnU-Net preprocesses it, and as a whole, without tiles and "
+        "mirroring: the prediction can differ a little from that of nnUNetv2_predict.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-m", type=Path, required=True, metavar="FOLDER", help="of the model: nnUNetTrainer_m2f__PLANS__2d")
+    add("-f", required=True, metavar="FOLD", help="a number, or all")
+    add("-i", type=Path, required=True, nargs="+", metavar="IMAGE", help="the file CASE_0000, or those of all channels")
+    add("-o", type=Path, required=True, metavar="PICTURE", help="the PNG file to write")
+    add("--truth", type=Path, metavar="FILE", help="the label file of the image")
+    add("--slice", type=int, metavar="N", help="of a volume, from 0, along the axis that nnU-Net slices (the middle)")
+    add("--queries", type=int, default=8, metavar="N", help="how many to draw (default: %(default)s)")
+    add("-chk", default="checkpoint_final.pth", metavar="FILE", help="name of the checkpoint (default: %(default)s)")
+    add("-device", default="cpu", choices=DEVICES, help="default: %(default)s")
+    return parser
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Draw the picture that the arguments describe.
+
+    Raises:
+        ExperimentError: something is wrong that the user can put right.
+    """
+    if args.queries < 1:
+        raise ExperimentError(f"--queries must be at least 1, found {args.queries}")
+    if not args.o.absolute().parent.is_dir() or args.o.is_dir():
+        raise ExperimentError(f"-o: {args.o} is no file in a folder that exists")
+    check_model_folder(args.m, args.f, args.chk)
+    # torch is loaded here: what is wrong above, and `--help`, are answered at once
+    from nnunetv2.query_drawing.image_slice import read_slice
+    from nnunetv2.query_drawing.picture import tiles, write_picture
+    from nnunetv2.query_drawing.prediction import foreground, segment
+    from nnunetv2.query_drawing.trained_model import load_model
+
+    predictor = load_model(args.m, args.f, args.chk, args.device)
+    sliced = read_slice(predictor, args.i, args.truth, args.slice)
+    labels = foreground(predictor)
+    predicted, queries = segment(predictor, sliced.image, labels, args.queries)
+    write_picture(list(tiles(sliced, labels, predicted, queries)), labels, sliced.name, args.o)
+
+
+def check_model_folder(folder: Path, fold: str, checkpoint: str) -> None:
+    """Check that a folder is that of a trained model with this fold and checkpoint.
+
+    Raises:
+        ExperimentError: something is not there.
+    """
+    for path in (folder / "plans.json", folder / "dataset.json"):
+        if not path.is_file():
+            raise ExperimentError(f"-m: {folder} is no folder of a trained model, there is no {path.name}")
+    if not (folder / f"fold_{fold}").is_dir():
+        found = ", ".join(sorted(path.name.removeprefix("fold_") for path in folder.glob("fold_*"))) or "none"
+        raise ExperimentError(f"-f: there is no fold {fold} in {folder}; found: {found}")
+    path = folder / f"fold_{fold}" / checkpoint
+    if not path.is_file():
+        found = ", ".join(sorted(path.name for path in path.parent.glob("*.pth"))) or "none"
+        raise ExperimentError(f"-chk: there is no {checkpoint} in {path.parent}; found: {found}")
+
+
+if __name__ == "__main__":
+    run_draw_entry()
