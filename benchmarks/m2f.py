@@ -1,18 +1,24 @@
-"""Time the loss of mask classification against Hugging Face's, forward and backward, with the auxiliary layers.
+"""Time what Mask2Former's training adds to its network: the loss, and the trainer around both.
 
-usage: python benchmarks/m2f.py [--classes 3 20] [--batch 2] [--queries 100] [--layers 10] [--masks 128]
-           [--targets 512] [--points 12544] [--rounds 15] [--device cpu]
+usage: python benchmarks/m2f.py [--parts loss step] [--batch 2] [--rounds 15] [--device cpu]
+           [--classes 3 20] [--queries 100] [--layers 10] [--masks 128] [--targets 512] [--points 12544] [--side 256]
 
-Ours computes all layers at once; Hugging Face's `Mask2FormerLoss` is called once per layer. The two take turns in every
-round; ratios are of medians of the same run.
+loss: ours against Hugging Face's, forward and backward. Ours computes all layers at once; Hugging Face's
+`Mask2FormerLoss` is called once per layer.
+step: the trainer's whole training step against network, loss and optimiser alone, for images of `side` × `side` (see
+`m2f_step.py`). Exit code 1 if the median overhead of the rounds is more than 5%.
+
+The two of a pair take turns in every round; ratios are within the same run.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 
 import torch
+from m2f_step import step_is_slow
 from torch import Tensor
 from tqdm import tqdm
 from transformers import Mask2FormerConfig
@@ -135,6 +141,7 @@ def show(classes: int, times: dict[str, list[tuple[float, float]]]) -> None:
 def main() -> None:
     """Measure, for every number of classes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=["loss", "step"], default=["loss", "step"])
     parser.add_argument("--classes", type=int, nargs="+", default=[3, 20])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--queries", type=int, default=100)
@@ -142,12 +149,15 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=128, help="side of the predicted masks")
     parser.add_argument("--targets", type=int, default=512, help="side of the target masks")
     parser.add_argument("--points", type=int, default=12544)
+    parser.add_argument("--side", type=int, default=256, help="of the images of a training step, in pixels")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     torch.manual_seed(0)
-    for classes in args.classes:
-        show(classes, measure(args, classes))
+    if "loss" in args.parts:
+        for classes in args.classes:
+            show(classes, measure(args, classes))
+    sys.exit("step" in args.parts and step_is_slow(args))
 
 
 if __name__ == "__main__":
