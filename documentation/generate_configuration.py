@@ -5,15 +5,17 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from nnunetv2.model.backbone_families import FAMILIES
 from nnunetv2.training.experiment.decoder_options import FACTORY, packaged_decoders, read_factory
 from nnunetv2.training.experiment.schema import default_of, packaged_configs, type_text
+from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
@@ -25,6 +27,8 @@ OWN_OPTIONS = {
     ("nnunetv2.model.model", "head_type"): "`upernet`, nothing else",
     ("nnunetv2.model.primus", "multiscale"): "read the maps of four depths, not only the last one's",
 }
+# The types of values that a schema leaves to a rule.
+ANY_TYPES = {"model.backbone_out_layers": "str or list of int"}
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration reference
 
@@ -44,26 +48,35 @@ itself. What is not in this table is as above; without `--config` the command ta
 the same experiment in the schema above.
 
 """
+M2F = """## The schema of `nnUNetTrainer_m2f`
+
+A configuration of [Mask2Former](mask2former/README.md) names no decoder: the head's two options, and the blocks that
+the adapter reads, stand in `model` itself. The section `m2f_train` is the loss. `train` has no `gradient_clip` here: it
+stands at the root. What is not in this table is as above; without `--config` or `--m2f_config` the command
+`nnUNetv2_train_m2f` takes `m2f_default`.
+
+"""
 
 
 def rows(schema: type, prefix: str, known: type | None = None) -> Iterator[str]:
-    """Yield the table rows of a configuration class, those of nested classes not included.
+    """Yield the table rows of a configuration class, inherited ones included, those of nested classes not.
 
     Args:
         schema: the class.
         prefix: what stands before the keys.
-        known: a class whose fields are left out where they are the same.
+        known: a class whose fields are left out where their rows are the same.
     """
-    others = {f.name: f for f in fields(known)} if known else {}
+    others = set(rows(known, prefix)) if known else set()
     for field in fields(schema):
-        if is_dataclass(field.default_factory):
-            continue
-        default = default_of(field)
-        if field.name in others and default == default_of(others[field.name]):
-            continue
-        rule = field.metadata["rule"]
-        allowed = type_text(field.type) + (f"; {rule.text}" if rule else "")
-        yield f"| `{prefix}{field.name}` | `{as_yaml(default)}` | {allowed} | {field.metadata['text']} |"
+        if not is_dataclass(field.default_factory) and (row := row_of(field, prefix)) not in others:
+            yield row
+
+
+def row_of(field: Field, prefix: str) -> str:
+    """Return the table row of a field."""
+    key, rule = f"{prefix}{field.name}", field.metadata["rule"]
+    allowed = (ANY_TYPES[key] if field.type is Any else type_text(field.type)) + (f"; {rule.text}" if rule else "")
+    return f"| `{key}` | `{as_yaml(default_of(field))}` | {allowed} | {field.metadata['text']} |"
 
 
 def as_yaml(value: object) -> str:
@@ -81,7 +94,8 @@ def page() -> str:
     for title, schema in [("Root", ViTnnUNetConfig), *nested.items()]:
         prefix = "" if title == "Root" else f"{title}."
         parts.append(table(f"`{title}`" if prefix else title, HEADER, rows(schema, prefix)))
-    parts.append(flat_section())
+    parts.append(own_section(FLAT, SegFormernnUNetConfig))
+    parts.append(own_section(M2F, M2FnnUNetConfig))
     for module in packaged_decoders():
         parts.append(table(f"`model.decoder` of `{module}`", OPTION_HEADER, option_rows(module)))
     parts.append("## Packaged configurations\n\n" + "".join(f"- `{name}`\n" for name in packaged_configs()) + "\n")
@@ -94,12 +108,12 @@ def nested_schemas(schema: type) -> dict[str, type]:
     return {f.name: f.default_factory for f in fields(schema) if is_dataclass(f.default_factory)}
 
 
-def flat_section() -> str:
-    """Return the section on SegFormer's own schema: the whole of `model`, of the rest what differs."""
-    vit, lines = nested_schemas(ViTnnUNetConfig), list(rows(SegFormernnUNetConfig, "", ViTnnUNetConfig))
-    for name, schema in nested_schemas(SegFormernnUNetConfig).items():
-        lines += rows(schema, f"{name}.", None if name == "model" else vit[name])
-    return FLAT + lines_of_table(HEADER, lines) + "\n"
+def own_section(head: str, config: type) -> str:
+    """Return the section on a decoder's own schema: the whole of `model` and of new sections, else what differs."""
+    vit, lines = nested_schemas(ViTnnUNetConfig), list(rows(config, "", ViTnnUNetConfig))
+    for name, schema in nested_schemas(config).items():
+        lines += rows(schema, f"{name}.", None if name == "model" else vit.get(name))
+    return head + lines_of_table(HEADER, lines) + "\n"
 
 
 def table(title: str, header: str, lines: Iterable[str]) -> str:
