@@ -97,10 +97,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
-@pytest.fixture
-def make_workplace(tmp_path: Path) -> Callable[[str], Workplace]:
+@pytest.fixture(scope="session")
+def make_workplace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workplace]:
     """Make empty workplaces."""
-    return lambda name: Workplace(tmp_path / name)
+    return lambda name: Workplace(tmp_path_factory.mktemp(name))
 
 
 @pytest.fixture(scope="session")

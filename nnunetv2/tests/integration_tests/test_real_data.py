@@ -1,6 +1,8 @@
 """The main job on a few cases of each real data set: photographs, microscopy, volumes read by slices, regions."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,11 +121,27 @@ def subset(case: Case, real_data: Path, raw: Path) -> Path:
     return test
 
 
+@pytest.fixture(scope="module")
+def planned(real_data: Path, make_workplace: Callable) -> Callable:
+    """Plan and preprocess each data set once, however many configurations train on it, each with results of its own."""
+
+    @functools.cache
+    def plan(dataset: Case) -> tuple:
+        place = make_workplace(dataset.dataset)
+        test = subset(dataset, real_data, place.raw)
+        place.plan(str(dataset.number))
+        return place, test
+
+    def prepare(case: Case) -> tuple:
+        place, test = plan(case._replace(config="", options=(), heads=0))
+        return place.with_results(case.config), test
+
+    return prepare
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_train_resume_and_predict(case: Case, real_data: Path, make_workplace):
-    place = make_workplace(case.dataset)
-    test = subset(case, real_data, place.raw)
-    place.plan(str(case.number))
+def test_train_resume_and_predict(case: Case, real_data: Path, planned: Callable, tmp_path: Path):
+    place, test = planned(case)
     train = ("nnUNetv2_train_vit", case.number, "2d", 0, "--config", case.config, "-device", "cpu")
     place.run(*train, *TINY, *case.options)
     plans = f"nnUNetPlans_{case.config}"
@@ -133,7 +151,7 @@ def test_train_resume_and_predict(case: Case, real_data: Path, make_workplace):
     place.run("nnUNetv2_train_vit", case.number, "2d", 0, "--name", case.config, "--c", "-device", "cpu")
     assert (results / "checkpoint_final.pth").is_file()
     model = ("-d", case.number, "-c", "2d", "-f", 0, "-tr", trainer, "-p", plans)
-    output = place.root / "predicted"
+    output = tmp_path / "predicted"
     options = ("-device", "cpu", "--disable_tta", "--save_probabilities", "-npp", 1, "-nps", 1)
     place.run("nnUNetv2_predict", "-i", test, "-o", output, *model, *options)
 
@@ -150,15 +168,15 @@ def test_train_resume_and_predict(case: Case, real_data: Path, make_workplace):
     assert json.loads((results / "validation" / "summary.json").read_text())["foreground_mean"]
     assert INPUT_NORM in next(results.glob("training_log_*.txt")).read_text()
     if trainer == "nnUNetTrainer_m2f":
-        check_drawing(case, real_data, place, results.parent)
+        check_drawing(case, real_data, place, results.parent, tmp_path)
 
 
-def check_drawing(case: Case, real_data: Path, place, model: Path) -> None:
+def check_drawing(case: Case, real_data: Path, place, model: Path, output: Path) -> None:
     """Draw the queries of a Mask2Former for a training image, without and with its truth, and in another slice."""
     label = sorted((real_data / case.images / case.labels).iterdir())[1]
     ending = "".join(label.suffixes)
     image = real_data / case.images / "imagesTr" / f"{label.name.removesuffix(ending)}_0000{ending}"
-    few, many = place.root / "few.png", place.root / "many.png"
+    few, many = output / "few.png", output / "many.png"
     draw = ("nnUNetv2_m2f_draw", "-m", model, "-f", 0, "-i", image)
     place.run(*draw, "-o", few, "--queries", 2)
     place.run(*draw, "-o", many, "--truth", label)
@@ -167,7 +185,7 @@ def check_drawing(case: Case, real_data: Path, place, model: Path) -> None:
         before = many.read_bytes()
         place.run(*draw, "-o", many, "--truth", label, "--slice", 12)
         assert many.read_bytes() != before
-    assert not [path for path in place.root.iterdir() if path.suffix == ".tmp"]
+    assert not [path for path in output.iterdir() if path.suffix == ".tmp"]
 
 
 def image_height(picture: Path) -> int:
