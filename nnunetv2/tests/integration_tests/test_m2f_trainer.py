@@ -66,14 +66,14 @@ def test_target_converter_of_regions():
 
 
 def test_predictions_to_segmentation():
-    # two queries: class scores 0.6, 0.2 (and 0.2 no object) and 0.1, 0.7 (0.2); masks 0.9 and 0.5
-    classes = torch.tensor([[[0.6, 0.2, 0.2], [0.1, 0.7, 0.2]]]).log()
+    # two queries: class scores 0.6, 0.2 (no object 0.2) and 0.1, 0.4 (0.5: it counts less); masks 0.9 and 0.5
+    classes = torch.tensor([[[0.6, 0.2, 0.2], [0.1, 0.4, 0.5]]]).log()
     masks = torch.tensor([math.log(9.0), 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
     logits = m2f_predictions_to_segmentation(masks, classes, (8, 6))
     assert logits.shape == (1, 2, 8, 6)
-    scores = torch.tensor([0.9 * 0.6 + 0.5 * 0.1, 0.9 * 0.2 + 0.5 * 0.7])
+    scores = torch.tensor([0.9 * 0.6 + 0.5 * 0.1, 0.9 * 0.2 + 0.5 * 0.4])
     assert torch.allclose(logits.softmax(1)[0, :, 3, 3], scores / scores.sum(), atol=1e-5)
-    union = torch.tensor([1 - (1 - 0.9 * 0.6) * (1 - 0.5 * 0.1), 1 - (1 - 0.9 * 0.2) * (1 - 0.5 * 0.7)])
+    union = torch.tensor([1 - (1 - 0.9 * 0.6) * (1 - 0.5 * 0.1), 1 - (1 - 0.9 * 0.2) * (1 - 0.5 * 0.4)])
     regions = m2f_predictions_to_segmentation(masks, classes, (8, 6), regions=True)
     assert torch.allclose(regions.sigmoid()[0, :, 3, 3], union, atol=1e-5)
 

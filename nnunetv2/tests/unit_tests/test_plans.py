@@ -12,6 +12,7 @@ from nnunetv2.training.experiment.derive import derive_plans, resolve_input_norm
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.plans_file import check_name, check_results, read_plans, write_new_plans
 from nnunetv2.training.experiment.schema import build, restore
+from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -66,6 +67,34 @@ def test_a_plans_file_rebuilds_the_network_and_its_training():
     assert network(torch.rand(1, 3, 32, 32)).shape == (1, 3, 32, 32)
     assert network.feature_indices == [0, 1, 2, 3]
     assert restore(ViTnnUNetConfig, configuration.configuration["vit"]) == config(num_epochs=7)
+
+
+REGIONS = {
+    **DATASET_JSON,
+    "labels": {"background": 0, "vessel": [1, 2], "artery": 1},
+    "regions_class_order": [2, 1],
+}
+
+
+@pytest.mark.parametrize(("dataset_json", "heads", "regions"), [(DATASET_JSON, 3, False), (REGIONS, 2, True)])
+def test_mask2former_is_rebuilt_for_labels_or_for_regions(dataset_json: dict, heads: int, regions: bool):
+    model = {"backbone_size": "tiny", "pretrained": False, "hidden_dim": 32, "num_queries": 4}
+    tiny = build(M2FnnUNetConfig, {"model": model, "lora": {"enabled": False}}, "test")
+    plans = json.loads(json.dumps(derive_plans(base_plans(), "2d", dataset_json, tiny, "mine")))
+    configuration = PlansManager(plans).get_configuration("2d")
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        input_channels=3,
+        output_channels=heads,
+        deep_supervision=False,
+    ).eval()
+    with torch.no_grad():
+        logits = network(torch.rand(1, 3, 64, 64))
+    # of labels the logits are normalised: exactly one is true; regions may overlap
+    normalised = torch.allclose(logits.exp().sum(1), torch.ones(64, 64), atol=1e-5)
+    assert logits.shape == (1, heads, 64, 64) and normalised != regions
 
 
 def test_architecture_holds_what_rebuilds_the_network_and_no_weights():
