@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import SimpleITK as sitk
 import torch
-from packaged_decoders import FORMS, build_network, create_loss, read_form
+from packaged_decoders import FORMS, build_network, create_dense_loss, read_form
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -146,7 +146,7 @@ def optimise(
         goal: see there.
         name: what to call it beside the progress bar.
     """
-    parameters, loss = list(parameters), create_loss()
+    parameters, loss = list(parameters), create_dense_loss()
     optimizer = torch.optim.AdamW(parameters, goal.learning_rate, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, goal.steps)
     passed, best = None, Fit(None, -1.0, np.zeros(()))

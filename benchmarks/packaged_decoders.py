@@ -1,17 +1,22 @@
 """What the benchmarks of decoders share: the packaged decoders in the forms that matter, and the loss of a training."""
 
 import pydoc
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from dinov3.eval.segmentation.mask_classification_loss import MaskClassificationLoss
 from nnunetv2.model.backbone import weights_follow
+from nnunetv2.run.train_experiment import schema_of
 from nnunetv2.training.experiment.decoder_options import FACTORY
 from nnunetv2.training.experiment.derive import architecture_keywords
-from nnunetv2.training.experiment.schema import load_config
+from nnunetv2.training.experiment.schema import find_config, load_config, read_values
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
+from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 
@@ -22,6 +27,7 @@ class Form(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
+Config = ViTnnUNetConfig | M2FnnUNetConfig
 FORMS = {
     "linear": Form("linear"),
     "segformer bilinear": Form("segformer", ("model.decoder.upsampling=bilinear",)),
@@ -35,14 +41,19 @@ FORMS = {
     "primus": Form("primus"),
     "primus multiscale": Form("primus_multiscale"),
 }
+MASK2FORMER_FORMS = {
+    "mask2former": Form("m2f"),
+    "mask2former 2048": Form("m2f", ("model.hidden_dim=2048",)),
+}
 
 
-def read_form(form: Form, overrides: Sequence[str] = ()) -> ViTnnUNetConfig:
+def read_form(form: Form, overrides: Sequence[str] = ()) -> Config:
     """Read the configuration of a form, with further overrides such as `model.backbone_size=base`."""
-    return load_config(ViTnnUNetConfig, form.config, [*form.overrides, *overrides])
+    schema = schema_of(read_values(find_config(form.config))["trainer"])
+    return load_config(schema, form.config, [*form.overrides, *overrides])
 
 
-def build_network(config: ViTnnUNetConfig, num_classes: int, channels: int = 3, batch_size: int = 1) -> nn.Module:
+def build_network(config: Config, num_classes: int, channels: int = 3, batch_size: int = 1) -> nn.Module:
     """Build the network of a configuration from random weights, as its plans would for images scaled to [0, 1]."""
     factory = pydoc.locate(f"{config.model.model_path}.{FACTORY}")
     keywords = architecture_keywords(config, ["RescaleTo01Normalization"] * channels, batch_size)
@@ -50,7 +61,23 @@ def build_network(config: ViTnnUNetConfig, num_classes: int, channels: int = 3, 
         return factory(num_classes, input_channels=channels, **keywords)
 
 
-def create_loss() -> nn.Module:
+def create_loss(config: Config, num_classes: int) -> Callable[[Any, Tensor], Tensor]:
+    """The loss of a configuration's trainer, of what the network returns in training and of labels (B, 1, H, W)."""
+    return create_mask_loss(config, num_classes) if isinstance(config, M2FnnUNetConfig) else create_dense_loss()
+
+
+def create_mask_loss(config: M2FnnUNetConfig, num_classes: int) -> Callable[[dict, Tensor], Tensor]:
+    """Mask classification of all layers."""
+    loss = MaskClassificationLoss(num_labels=num_classes, **asdict(config.m2f_train))
+    convert = DenseToM2FTargetConverter(ignore_label=None)
+
+    def compute(queries: dict, labels: Tensor) -> Tensor:
+        return loss.to(labels.device).loss_total(loss.of_all_layers(queries, convert(labels)))
+
+    return compute
+
+
+def create_dense_loss() -> nn.Module:
     """Dice and cross-entropy with the settings of nnU-Net's trainer for classes that do not overlap."""
     dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
     return DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
