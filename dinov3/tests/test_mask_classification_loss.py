@@ -214,6 +214,28 @@ def test_images_without_a_labelled_class(emptied: tuple[int, ...]):
         assert bool(layer["pred_masks"].grad.any()) == (len(emptied) < 2)
 
 
+@pytest.mark.parametrize("ignored", [(1,), (0, 1)])
+def test_of_an_image_that_is_ignored_as_a_whole_nothing_is_asked(ignored: tuple[int, ...]):
+    outputs, images, loss = predictions(), targets(), small_loss()
+    nothing = torch.zeros(32, 32, dtype=torch.bool)
+    some = [{**empty(target), "valid": nothing} if i in ignored else target for i, target in enumerate(images)]
+    losses = loss.of_all_layers(outputs, some)
+    loss.loss_total(losses).backward()
+    for layer in (outputs, *outputs["aux_outputs"]):
+        asked = [bool(layer["pred_logits"].grad[i].any()) for i in range(2)]
+        assert asked == [i not in ignored for i in range(2)]
+    if len(ignored) == 2:
+        assert all(float(value.detach()) == 0 for value in losses.values())
+
+
+@pytest.mark.parametrize("label", [-1, 3, 4])
+def test_a_label_of_no_class_is_told(label: int):
+    images = targets()
+    images[0]["labels"][0] = label
+    with pytest.raises(ValueError, match=f"labels of targets must be from 0 to 2, found {label}"):
+        small_loss().of_all_layers(predictions(), images)
+
+
 def test_more_targets_than_queries_and_masks_that_overlap():
     outputs = predictions(queries=2)
     masks = (torch.rand(5, 32, 32) > 0.3).float()

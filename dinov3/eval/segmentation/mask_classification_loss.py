@@ -110,12 +110,16 @@ class MaskClassificationLoss(nn.Module):
 
         Returns:
             `loss_mask`, `loss_dice` and `loss_cross_entropy`; with suffix `_i` those of auxiliary layer i.
+
+        Raises:
+            ValueError: a label is that of no class.
         """
         layers = [outputs, *outputs["aux_outputs"]]
         with without_autocast(outputs["pred_masks"].device):
             masks = [layer["pred_masks"] for layer in layers]
             classes = [layer["pred_logits"] for layer in layers]
             batch = TargetBatch(targets, masks[0].device)
+            self._check_labels(batch.labels)
             if batch.images.numel():
                 matches = self.matcher(masks, classes, batch)
                 mask_loss, dice_loss = self._mask_losses(masks, batch, matches)
@@ -135,6 +139,13 @@ class MaskClassificationLoss(nn.Module):
                 ("loss_cross_entropy", class_loss[i]),
             )
         }
+
+    def _check_labels(self, labels: Tensor) -> None:
+        # the number of classes itself would be taken for "no object"
+        wrong = labels[(labels < 0) | (labels >= self.num_labels)]
+        if wrong.numel():
+            found = ", ".join(map(str, wrong.unique().tolist()))
+            raise ValueError(f"labels of targets must be from 0 to {self.num_labels - 1}, found {found}")
 
     def _mask_losses(self, masks: Sequence[Tensor], batch: TargetBatch, matches: Matches) -> tuple[Tensor, Tensor]:
         """Cross-entropy and Dice of the matched masks, (L,) each."""
@@ -185,13 +196,14 @@ class MaskClassificationLoss(nn.Module):
         return samples.gather(torch.cat([uncertain, always.expand(len(masks), -1)], dim=1))
 
     def _class_loss(self, classes: Tensor, batch: TargetBatch, matches: Matches) -> Tensor:
-        """Cross-entropy of the classes, weighted, (L,)."""
+        """Cross-entropy of the classes, weighted, (L,); of an image that is ignored as a whole nothing is asked."""
+        asked = batch.take_part().repeat_interleave(classes.shape[2])  # (B · Q,)
         classes = classes.flatten(1, 2)  # (L, B · Q, C + 1)
         wanted = torch.full(classes.shape[:-1], self.num_labels, dtype=torch.int64, device=classes.device)
         wanted.scatter_(1, matches.queries, batch.labels[matches.targets])
         losses = -classes.log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
-        weights = self.empty_weight[wanted]
-        return (losses * weights).sum(1) / weights.sum(1)
+        weights = self.empty_weight[wanted] * asked
+        return (losses * weights).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
 
     def loss_total(self, losses: dict[str, Tensor], log_fn: Callable[..., None] | None = None) -> Tensor:
         """Add up losses by their weights.

@@ -55,6 +55,12 @@ class TargetBatch:
             valid = torch.stack([target.get("valid", everything).to(device) for target in targets])
             self.ignored = (~valid).unsqueeze(1).to(torch.float32)
 
+    def take_part(self) -> Tensor:
+        """1 for images of which some pixel takes part, otherwise 0: (B,), float32."""
+        if self.ignored is None:
+            return torch.ones(len(self.counts), device=self.masks.device)
+        return (self.ignored == 0).flatten(1).any(1).to(torch.float32)
+
     def by_image(self, values: Tensor) -> Tensor:
         """Arrange values of all targets, (T, …), by image, (B, N, …), filled up with zeros."""
         arranged = values.new_zeros((len(self.counts), max(self.counts), *values.shape[1:]))
