@@ -31,15 +31,27 @@ class Tile(NamedTuple):
     masks: list[tuple[Label, np.ndarray]]
 
 
-def tiles(sliced: Slice, labels: list[Label], predicted: list[np.ndarray], queries: list[Query]) -> Iterator[Tile]:
-    """Yield the panels: image, truth, prediction, queries."""
+def tiles(sliced: Slice, labels: list[Label], predicted: np.ndarray, queries: list[Query]) -> Iterator[Tile]:
+    """Yield the panels: image, truth, prediction, queries.
+
+    Args:
+        sliced: the image, and perhaps its truth.
+        labels: what to draw of truth and prediction.
+        predicted: labels (H, W).
+        queries: a panel each.
+    """
     image = displayed(sliced.image)
     yield Tile("image", image, [])
     if sliced.truth is not None:
-        yield Tile("truth", image, [(label, np.isin(sliced.truth, label.values)) for label in labels])
-    yield Tile("prediction", image, list(zip(labels, predicted, strict=True)))
+        yield Tile("truth", image, masks_of(sliced.truth, labels))
+    yield Tile("prediction", image, masks_of(predicted, labels))
     for query in queries:
         yield Tile(f"query {query.number}: {query.name} {query.score:.2f}", query.mask, [])
+
+
+def masks_of(segmentation: np.ndarray, labels: list[Label]) -> list[tuple[Label, np.ndarray]]:
+    """Return each label with its mask (H, W) in a segmentation (H, W)."""
+    return [(label, np.isin(segmentation, label.values)) for label in labels]
 
 
 def displayed(image: np.ndarray) -> np.ndarray:

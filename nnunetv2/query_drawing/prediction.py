@@ -9,6 +9,8 @@ from matplotlib import colormaps
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.experiment.errors import ExperimentError
 
+GREY = (0.6, 0.6, 0.6)
+
 
 class Label(NamedTuple):
     """A foreground class or region.
@@ -54,40 +56,52 @@ def _values(values: Any) -> tuple[int, ...]:
     return tuple(int(value) for value in values) if isinstance(values, (list, tuple)) else (int(values),)
 
 
-def segment(
-    predictor: nnUNetPredictor, image: np.ndarray, labels: list[Label], number: int
-) -> tuple[list[np.ndarray], list[Query]]:
-    """Predict a slice as a whole.
+def ignored(predictor: nnUNetPredictor) -> list[Label]:
+    """The label that stands for pixels of which nothing is known, in a list; an empty one if there is none."""
+    manager = predictor.label_manager
+    return [Label("ignore", (int(manager.ignore_label),), GREY)] if manager.has_ignore_label else []
+
+
+def predict(predictor: nnUNetPredictor, image: np.ndarray) -> np.ndarray:
+    """Predict a slice as `nnUNetv2_predict` does: window by window, with mirroring.
+
+    Args:
+        predictor: with a trained model.
+        image: (C, H, W).
+
+    Returns:
+        Labels (H, W).
+    """
+    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image).unsqueeze(1))
+    return np.asarray(predictor.label_manager.convert_logits_to_segmentation(logits))[0]
+
+
+def confident_queries(predictor: nnUNetPredictor, image: np.ndarray, number: int) -> list[Query]:
+    """Return the queries that are surest of their class; they see the slice as a whole.
 
     Args:
         predictor: with a Mask2Former.
         image: (C, H, W).
-        labels: the foreground.
-        number: of queries to return.
-
-    Returns:
-        A mask (H, W) for every label, and the most confident queries.
+        number: how many at most.
 
     Raises:
         ExperimentError: the slice does not fit into the GPU's memory.
     """
-    network = predictor.network
     try:
         with torch.inference_mode():
-            queries = network.forward_queries(torch.from_numpy(image)[None].to(predictor.device))
-            logits = network.dense_logits(queries, image.shape[-2:])[0].float().cpu()
+            queries = predictor.network.forward_queries(torch.from_numpy(image)[None].to(predictor.device))
     except torch.OutOfMemoryError as error:
         shape = " × ".join(map(str, image.shape[-2:]))
         raise ExperimentError(
             f"a slice of {shape} does not fit into the memory of {predictor.device}; use -device cpu"
         ) from error
-    if predictor.label_manager.has_regions:
-        masks, names = list((logits > 0).numpy()), [label.name for label in labels]  # more probable than not
-    else:
-        chosen, values = logits.argmax(0).numpy(), list(predictor.label_manager.all_labels)
-        masks = [chosen == values.index(label.values[0]) for label in labels]
-        names = [next((label.name for label in labels if label.values == (value,)), "background") for value in values]
-    return masks, most_confident(queries["pred_logits"][0], queries["pred_masks"][0], names, number)
+    return most_confident(queries["pred_logits"][0], queries["pred_masks"][0], class_names(predictor), number)
+
+
+def class_names(predictor: nnUNetPredictor) -> list[str]:
+    """Names of the network's classes: the regions, or background and the foreground labels."""
+    names = [label.name for label in foreground(predictor)]
+    return names if predictor.label_manager.has_regions else ["background", *names]
 
 
 def most_confident(classes: torch.Tensor, masks: torch.Tensor, names: list[str], number: int) -> list[Query]:

@@ -29,8 +29,8 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
         description="Draw an image, its truth, what a trained Mask2Former predicts, and the masks of its most "
-        "confident queries. The image is seen as nnU-Net preprocesses it, and as a whole, without tiles and "
-        "mirroring: the prediction can differ a little from that of nnUNetv2_predict.",
+        "confident queries. The image is seen as nnU-Net preprocesses it; the prediction is that of "
+        "nnUNetv2_predict with this fold alone, and the queries see the image as a whole.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -54,20 +54,23 @@ def draw(args: argparse.Namespace) -> None:
     """
     if args.queries < 1:
         raise ExperimentError(f"--queries must be at least 1, found {args.queries}")
+    if args.o.suffix.lower() != ".png":
+        raise ExperimentError(f"-o must end in .png, found {args.o.name}")
     if not args.o.absolute().parent.is_dir() or args.o.is_dir():
         raise ExperimentError(f"-o: {args.o} is no file in a folder that exists")
     check_model_folder(args.m, args.f, args.chk)
     # torch is loaded here: what is wrong above, and `--help`, are answered at once
     from nnunetv2.query_drawing.image_slice import read_slice
     from nnunetv2.query_drawing.picture import tiles, write_picture
-    from nnunetv2.query_drawing.prediction import foreground, segment
+    from nnunetv2.query_drawing.prediction import confident_queries, foreground, ignored, predict
     from nnunetv2.query_drawing.trained_model import load_model
 
     predictor = load_model(args.m, args.f, args.chk, args.device)
     sliced = read_slice(predictor, args.i, args.truth, args.slice)
-    labels = foreground(predictor)
-    predicted, queries = segment(predictor, sliced.image, labels, args.queries)
-    write_picture(list(tiles(sliced, labels, predicted, queries)), labels, sliced.name, args.o)
+    labels = [*foreground(predictor), *ignored(predictor)]
+    queries = confident_queries(predictor, sliced.image, args.queries)
+    panels = list(tiles(sliced, labels, predict(predictor, sliced.image), queries))
+    write_picture(panels, labels, sliced.name, args.o)
 
 
 def check_model_folder(folder: Path, fold: str, checkpoint: str) -> None:

@@ -432,3 +432,11 @@ def test_folders_that_are_not_set(workplace, monkeypatch):
     variables = {k: v for k, v in workplace.variables().items() if k != "nnUNet_preprocessed"}
     monkeypatch.setattr(workplace, "variables", lambda: variables)
     assert "nnUNet_preprocessed is not set" in last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG)
+
+
+def test_queries_are_drawn_of_mask2former_only(trained, tmp_path: Path):
+    folder = next((trained.results / "Dataset900_DemoFundus").glob("nnUNetTrainer_vit__*one__2d"))
+    image = sorted((trained.raw / "Dataset900_DemoFundus" / "imagesTr").iterdir())[0]
+    result = trained.attempt("nnUNetv2_m2f_draw", "-m", folder, "-f", 0, "-i", image, "-o", tmp_path / "picture.png")
+    assert result.returncode == 2 and "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+    assert result.stderr.strip().splitlines()[-1].endswith("holds a UperNetSegmentationModel, not a Mask2Former")
