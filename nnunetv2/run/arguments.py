@@ -2,23 +2,35 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import NamedTuple
 
 DEVICES = ("cuda", "cpu", "mps")
 
 
-def training_parser(prog: str, description: str, default_trainer: str) -> argparse.ArgumentParser:
+class DefaultConfig(NamedTuple):
+    """The configuration that a command takes where none is named, and the command's own option for another one."""
+
+    name: str
+    flag: str
+
+
+def training_parser(
+    prog: str, description: str, default_trainer: str, default_config: DefaultConfig | None = None
+) -> argparse.ArgumentParser:
     """Return the parser of a training command.
 
     Args:
         prog: name of the command.
         description: what it does, in a sentence.
         default_trainer: the trainer of configurations that name none.
+        default_config: None if a new training must name its configuration.
     """
+    example = default_config.name if default_config else "upernet"
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
         epilog="Prediction needs only the stock command: nnUNetv2_predict -d DATASET -c CONFIGURATION -f FOLD "
-        "-tr TRAINER -p PLANS_NAME, where PLANS_NAME is <plans>_<name>, such as nnUNetPlans_upernet.",
+        f"-tr TRAINER -p PLANS_NAME, where PLANS_NAME is <plans>_<name>, such as nnUNetPlans_{example}.",
         allow_abbrev=False,
     )
     parser.set_defaults(default_trainer=default_trainer)
@@ -27,7 +39,11 @@ def training_parser(prog: str, description: str, default_trainer: str) -> argpar
     add("configuration", help="a 2D configuration of the plans: 2d")
     add("fold", help="fold of the cross-validation: a number, or all")
     add("overrides", nargs="*", metavar="key=value", help="override the configuration: train.num_epochs=50")
-    add("--config", help="name of a packaged configuration, or path to a YAML file")
+    config = parser.add_mutually_exclusive_group()
+    config.add_argument("--config", help="name of a packaged configuration, or path to a YAML file")
+    if default_config:
+        told = f"the same as --config (default: {default_config.name})"
+        config.add_argument(default_config.flag, dest="config", metavar="CONFIG", help=told)
     add("--name", help="name of the experiment (default: the file name of the configuration)")
     add("-tr", "--trainer_class_name", help="trainer class (default: the configuration's trainer)")
     add("-p", "--plans_identifier", default="nnUNetPlans", help="plans to derive from (default: %(default)s)")
@@ -43,19 +59,17 @@ def training_parser(prog: str, description: str, default_trainer: str) -> argpar
 
 
 def read_arguments(
-    parser: argparse.ArgumentParser, flag: str, default_config: str, arguments: Sequence[str] | None
+    parser: argparse.ArgumentParser, default_config: DefaultConfig, arguments: Sequence[str] | None
 ) -> argparse.Namespace:
     """Read the arguments of a command that has a configuration by default.
 
     Args:
         parser: see `training_parser`.
-        flag: the command's own name for `--config`.
-        default_config: the configuration, unless `--name` alone says what to go on with.
+        default_config: taken unless `--name` alone says what to go on with.
         arguments: the command line without the command's name; None: that of the process.
     """
-    parser.add_argument(flag, dest="config", help=f"the same as --config (default: {default_config})")
     args = parser.parse_intermixed_args(arguments)
     goes_on_by_name = args.name is not None and (args.c or args.val)
     if args.config is None and not goes_on_by_name:
-        args.config = default_config
+        args.config = default_config.name
     return args

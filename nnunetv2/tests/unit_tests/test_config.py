@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dinov3.eval.segmentation.config import M2FTrainConfig
-from nnunetv2.run.arguments import training_parser
+from nnunetv2.run.arguments import DefaultConfig, training_parser
 from nnunetv2.run.train_experiment import read_experiment
 from nnunetv2.training.experiment.decoder_options import read_factory
 from nnunetv2.training.experiment.derive import architecture_keywords
@@ -405,6 +405,14 @@ def test_what_is_wrong_in_the_m2f_schema_is_told(override: str, told: str):
     with pytest.raises(ExperimentError) as caught:
         load_m2f(override)
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_configurations_are_not_one():
+    parser = training_parser("command", "", "nnUNetTrainer_m2f", DefaultConfig("m2f_default", "--m2f_config"))
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_intermixed_args(["900", "2d", "0", "--config", "m2f", "--m2f_config", "m2f_lora"])
+    for flag in ("--config", "--m2f_config"):
+        assert parser.parse_intermixed_args(["900", "2d", "0", flag, "m2f"]).config == "m2f"
 
 
 def test_a_loss_of_no_terms_is_told():

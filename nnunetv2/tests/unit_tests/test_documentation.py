@@ -121,12 +121,12 @@ def test_the_commands_on_mask2former_are_accepted():
     lines = re.findall(r"^nnUNetv2_train_(vit|m2f) (.*?)(?: +#.*)?$", MASK2FORMER.read_text(), flags=re.MULTILINE)
     assert {command for command, _ in lines} == {"vit", "m2f"}
     for command, rest in lines:
-        parser = training_parser(COMMAND, "", DEFAULT_TRAINER if command == "m2f" else "nnUNetTrainer_vit")
         words = [word for word in rest.split() if word != "--c"]  # what an experiment is does not hang on it
         if command == "m2f":
-            args = read_arguments(parser, "--m2f_config", DEFAULT_CONFIG, words)
+            parser = training_parser(COMMAND, "", DEFAULT_TRAINER, DEFAULT_CONFIG)
+            args = read_arguments(parser, DEFAULT_CONFIG, words)
         else:
-            args = parser.parse_intermixed_args(words)
+            args = training_parser(COMMAND, "", "nnUNetTrainer_vit").parse_intermixed_args(words)
         args.overrides.append("model.pretrained=false")
         assert read_experiment(args).trainer == ("nnUNetTrainer_vit" if args.config == "upernet" else DEFAULT_TRAINER)
 
