@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from nnunetv2.training.experiment.derive import derive_plans
+from nnunetv2.training.experiment.online_counts import count_pixels
 from nnunetv2.training.experiment.schema import load_config
+from nnunetv2.training.experiment.term_curves import TERMS, curve_names, terms_figure
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter, m2f_predictions_to_segmentation
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_m2f import TERMS, count_pixels, nnUNetTrainer_m2f
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_m2f import nnUNetTrainer_m2f
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 CPU = torch.device("cpu")
@@ -98,11 +100,14 @@ def make_trainer(workplace, base_plans: dict, dataset_json: dict, tmp_path: Path
         monkeypatch.setenv(name, str(folder))
     (tmp_path / "tiny.yaml").write_text(TINY)
 
-    def make(*overrides: str, results: str = "results") -> nnUNetTrainer_m2f:
+    def make(
+        *overrides: str, results: str = "results", dataset_changes: dict[str, object] | None = None
+    ) -> nnUNetTrainer_m2f:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / results))
         config = load_config(M2FnnUNetConfig, str(tmp_path / "tiny.yaml"), overrides)
-        plans = derive_plans(base_plans, "2d", dataset_json, config, "tiny")
-        return nnUNetTrainer_m2f(plans, "2d", 0, dataset_json, CPU)
+        description = {**dataset_json, **(dataset_changes or {})}
+        plans = derive_plans(base_plans, "2d", description, config, "tiny")
+        return nnUNetTrainer_m2f(plans, "2d", 0, description, CPU)
 
     return make
 
@@ -111,7 +116,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("mode", [[], ["lora.enabled=true"], ["model.freeze_backbone=false"]], ids=str)
+@pytest.mark.parametrize("mode", [["lora.enabled=true"], ["model.freeze_backbone=false"]], ids=str)
 def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, mode: list[str]):
     straight = make_trainer(*mode, results="straight")
     straight.run_training()
@@ -200,6 +205,50 @@ def test_what_is_ignored_is_not_counted():
     logits = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 1.0]]).view(1, 2, 1, 3)
     counts = count_pixels(logits, target, Regions())
     assert [counts[name].tolist() for name in ("tp_hard", "fp_hard", "fn_hard")] == [[2, 0], [0, 1], [0, 1]]
+
+
+LABELS = {
+    "ignore": ({"background": 0, "artery": 1, "ignore": 2}, None),
+    "regions": ({"background": 0, "vessel": [1, 2], "vein": 2}, [1, 2]),
+    "regions and ignore": ({"background": 0, "vessel": [1, 2], "vein": 2, "ignore": 3}, [1, 2]),
+    "one region": ({"background": 0, "vessel": [1, 2]}, [1]),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_the_trainer_knows_regions_and_what_is_ignored(make_trainer, kind: str):
+    """The labels 0, 1 and 2 of four pixels, and one more that is ignored where the data set has such a label."""
+    labels, order = LABELS[kind]
+    trainer = make_trainer(dataset_changes={"labels": labels, **({"regions_class_order": order} if order else {})})
+    trainer.initialize()
+    ignored = labels.get("ignore")
+    image = torch.tensor([[0, 1, 2 if ignored != 2 else 1, 0 if ignored is None else ignored]])
+    regions = [name for name, value in labels.items() if isinstance(value, list) or (order and name == "vein")]
+    if order:  # as nnU-Net's loaders give them
+        values = [torch.tensor(labels[name]) for name in regions] + ([torch.tensor([ignored])] if ignored else [])
+        target = torch.stack([torch.isin(image, value) for value in values])[None].to(torch.uint8)
+    else:
+        target = image[None, None].float()
+    (converted,) = trainer.target_converter(target)
+    assert converted["labels"].tolist() == [0, 1][: 1 if kind == "one region" else 2]
+    wanted = [[0, 1, 1, 0], [0, 0, 1, 0]] if order else [[1, 0, 0, 0], [0, 1, 1, 0]]
+    assert converted["masks"].int().flatten(1).tolist() == wanted[: len(converted["labels"])]
+    valid = converted.get("valid", torch.ones(1, 4, dtype=torch.bool))
+    assert valid[0].tolist() == [True, True, True, ignored is None]
+    with torch.no_grad():
+        logits = trainer.network.eval()(torch.rand(1, 3, 64, 64))
+    normalised = torch.allclose(logits.exp().sum(1), torch.ones(64, 64), atol=1e-4)
+    assert logits.shape[1] == (len(regions) if order else 2) and normalised == (order is None)
+
+
+def test_the_curves_are_those_of_training_and_validation():
+    curves = {name: [float(number), float(number + 1)] for number, name in enumerate(curve_names())}
+    drawn = {
+        f"{line.get_label()}_{panel.get_title().partition(',')[0]}": list(line.get_ydata())
+        for panel in terms_figure(curves).axes
+        for line in panel.lines
+    }
+    assert drawn == curves
 
 
 def test_plain_plans_and_both_paths_of_the_class(workplace, base_plans, dataset_json, tmp_path, monkeypatch):
