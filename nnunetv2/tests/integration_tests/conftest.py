@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +61,20 @@ class Workplace:
         result = self.attempt(command, *arguments, **variables)
         assert result.returncode == 0, f"{command} {arguments}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
         return result.stdout
+
+    def kill_once_there_is(self, file: Path, command: str, *arguments: object) -> None:
+        """Run a command, and kill it and its processes as soon as a file is there."""
+        output = self.root / "killed.log"
+        with output.open("w") as log:
+            line = [str(SCRIPTS / command), *map(str, arguments)]
+            options = {"env": self.variables(), "cwd": self.root, "stdout": log, "stderr": log}
+            process = subprocess.Popen(line, start_new_session=True, **options)
+            while process.poll() is None and not file.exists():
+                time.sleep(0.05)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert file.exists(), f"{command} {arguments}\n{output.read_text()[-4000:]}"
 
     def plan(self, dataset_id: str) -> None:
         # nnU-Net's planner sets as many threads as there are augmentation processes, and fails for none
