@@ -1,10 +1,10 @@
 """What `m2f.py` measures of the trainer: its whole training step against network, loss and optimiser alone.
 
 The network is that of the packaged configuration `m2f` with a tiny backbone from random weights, all of it trained, and
-hidden_dim 64. The bare step is forward, loss, backward, clipping and the optimiser's step with targets that were
-converted beforehand; everything else is overhead: moving the batch, converting it, summing up the loss by terms,
-checking that it is finite. The two take turns on the same network, each being first in every other round. On a CPU one
-thread computes, and its time on the processor counts, which other programs disturb less than wall time.
+hidden_dim 64. The bare step is forward, loss, backward and the optimiser's step with targets that were converted
+beforehand; everything else is overhead: moving the batch, converting it, summing up the loss by terms, clipping the
+gradient, checking that it is finite. The two take turns on the same network, each being first in every other round. On
+a CPU one thread computes, and its time on the processor counts, which other programs disturb less than wall time.
 """
 
 import argparse
@@ -66,18 +66,14 @@ def create_batch(trainer: "nnUNetTrainer_m2f", args: argparse.Namespace) -> dict
 
 
 def create_bare_step(trainer: "nnUNetTrainer_m2f", batch: dict) -> Work:
-    """Network, loss, backward, clipping and the optimiser's step, of a batch that is on the device."""
-    from torch import nn
-
+    """Network, loss, backward and the optimiser's step, of a batch that is on the device."""
     network, loss, optimizer = trainer.network, trainer.loss, trainer.optimizer
     data = batch["data"].to(trainer.device)
     targets = trainer.target_converter(batch["target"].to(trainer.device))
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.loss_total(loss.of_all_layers(network(data), targets)).backward()
-        nn.utils.clip_grad_norm_(parameters, trainer.gradient_clip)
         optimizer.step()
 
     return step
