@@ -18,7 +18,7 @@ demo: install
 	$(PYTHON) demo/run_demo.py
 
 test: lint test-fast
-	$(PYTHON) -m pytest --durations=10 -m integration -n auto --dist loadfile
+	$(PYTHON) -m pytest --durations=10 -m integration -n auto --dist loadgroup
 
 test-fast: install-dev
 	$(PYTHON) -m pytest -m "not integration" -n auto

@@ -36,6 +36,7 @@ class Case(NamedTuple):
 PHOTOGRAPHS = ("train.patch_size=[512,512]", "train.batch_size=1")
 MICROSCOPY = ("train.patch_size=[200,264]",)
 SLICES = ("train.batch_size=4",)
+PAIRS = ("train.batch_size=2",)
 M2F = ("model.hidden_dim=32", "model.num_queries=8", "m2f_train.num_points=256")
 UNCERTAIN = "crossing_or_uncertain"
 SIDE = 640  # four windows instead of thirty
@@ -85,7 +86,7 @@ CASES = [
         ignored=UNCERTAIN,
         side=SIDE,
     ),
-    Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*MICROSCOPY, *M2F), 2),
+    Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*M2F, "train.patch_size=[360,360]", *PAIRS), 2),
     Case("m2f_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F), 3),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 4, side=SIDE),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 3, UNCERTAIN, SIDE),
@@ -158,7 +159,10 @@ def planned(real_data: Path, make_workplace: Callable) -> Callable:
     return prepare
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# photographs, microscopy and volumes can run side by side; each data set is planned by one process
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.xdist_group(case.images)) for case in CASES], ids=str
+)
 def test_train_resume_and_predict(case: Case, real_data: Path, planned: Callable, tmp_path: Path):
     place, test = planned(case)
     train = ("nnUNetv2_train_vit", case.number, "2d", 0, "--config", case.config, "-device", "cpu")
