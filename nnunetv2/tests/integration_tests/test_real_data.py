@@ -27,7 +27,7 @@ class Case(NamedTuple):
     options: tuple[str, ...]
     heads: int  # output channels: classes, or regions
     ignored: str = ""  # a label that is declared as nnU-Net's ignore label
-    side: int = 0  # of what is cut out of the middle of the photographs; 0: nothing is cut
+    side: int = 0  # of what is cut out of the middle of the images; 0: nothing is cut
 
     def __str__(self) -> str:
         return f"{self.config}-{self.dataset}{'-ignore' if self.ignored else ''}"
@@ -36,7 +36,7 @@ class Case(NamedTuple):
 PHOTOGRAPHS = ("train.patch_size=[512,512]", "train.batch_size=1")
 MICROSCOPY = ("train.patch_size=[200,264]",)
 SLICES = ("train.batch_size=4",)
-PAIRS = ("train.batch_size=2",)
+SMALL_PATCHES = ("train.patch_size=[160,160]", "train.batch_size=2")
 M2F = ("model.hidden_dim=32", "model.num_queries=8", "m2f_train.num_points=256")
 UNCERTAIN = "crossing_or_uncertain"
 SIDE = 640  # four windows instead of thirty
@@ -86,7 +86,7 @@ CASES = [
         ignored=UNCERTAIN,
         side=SIDE,
     ),
-    Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*M2F, "train.patch_size=[360,360]", *PAIRS), 2),
+    Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*M2F, *SMALL_PATCHES), 2, side=240),
     Case("m2f_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F), 3),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 4, side=SIDE),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 3, UNCERTAIN, SIDE),
@@ -133,7 +133,7 @@ def subset(case: Case, real_data: Path, raw: Path) -> Path:
 
 
 def cut(source: Path, target: Path, side: int) -> Path:
-    """Write the middle of a photograph, or of its labels."""
+    """Write the middle of an image, or of its labels."""
     image = Image.open(source)
     left, top = ((length - side) // 2 for length in image.size)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -196,9 +196,10 @@ def test_train_resume_and_predict(case: Case, real_data: Path, planned: Callable
 
 def check_drawing(case: Case, real_data: Path, place, model: Path, output: Path) -> None:
     """Draw the queries of a Mask2Former for a training image and its truth, and in another slice of a volume."""
-    label = sorted((real_data / case.images / case.labels).iterdir())[1]
+    folder = place.raw / case.dataset if case.side else real_data / case.images
+    label = sorted((folder / case.labels).iterdir())[1]
     ending = "".join(label.suffixes)
-    image = real_data / case.images / "imagesTr" / f"{label.name.removesuffix(ending)}_0000{ending}"
+    image = folder / "imagesTr" / f"{label.name.removesuffix(ending)}_0000{ending}"
     draw = ("nnUNetv2_m2f_draw", "-m", model, "-f", 0, "-i", image, "--truth", label)
     place.run(*draw, "-o", output / "middle.png")
     assert (output / "middle.png").stat().st_size > 10_000
