@@ -113,13 +113,19 @@ def choose_sample(dataset: Path, side: int) -> Sample:
         sys.exit(f"no image of {dataset.name} is as large as {side} × {side}")
     path = sorted(found, key=lambda path: found[path][0])[len(found) // 2]
     _, row, column = found[path]
+    return cut_window(path, masks[path], row, column, side)
+
+
+def cut_window(path: Path, mask: np.ndarray, row: int, column: int, side: int) -> Sample:
+    """Cut a window out of the image of a label file and out of its mask (H, W); the image is scaled to [0, 1]."""
+    folder = path.parents[1] / "imagesTr"
     crop = np.s_[..., row : row + side, column : column + side]
-    files = sorted((dataset / "imagesTr").glob(f"{path.stem}_*{path.suffix}"))
+    files = sorted(folder.glob(f"{path.stem}_*{path.suffix}"))
     if not files:
-        sys.exit(f"no image of {path.name} in {dataset / 'imagesTr'}; only data sets of photographs can be used")
+        sys.exit(f"no image of {path.name} in {folder}; only data sets of photographs can be used")
     image = np.concatenate([read_channels(file) for file in files])[crop].astype(np.float32)
     image = (image - image.min()) / max(float(np.ptp(image)), 1e-6)
-    truth = torch.from_numpy(masks[path][crop].astype(np.int64))
+    truth = torch.from_numpy(mask[crop].astype(np.int64))
     return Sample(
         f"{path.stem}, rows from {row}, columns from {column}", torch.from_numpy(image)[None], truth[None, None]
     )

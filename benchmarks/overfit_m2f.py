@@ -18,7 +18,6 @@ crops does not exceed 0.85 within the steps.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -26,17 +25,12 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from overfit import Sample, densest_window, dice, read_channels
+from overfit import Sample, cut_window, densest_window, dice, read_channels
+from packaged_decoders import Form, MaskLoss, build_network, create_mask_loss, read_form
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dinov3.eval.segmentation.mask_classification_loss import MaskClassificationLoss
-from nnunetv2.model.backbone import FAMILIES, weights_follow
-from nnunetv2.model.model_m2f import create_segmentation_model
-from nnunetv2.training.experiment.derive import architecture_keywords
-from nnunetv2.training.experiment.schema import load_config
-from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
-from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter
+from nnunetv2.model.backbone import FAMILIES
 
 TARGET, CROPS, PER_STEP, CLASSES, CHECK_EVERY = 0.85, 4, 2, 2, 20
 LEARNING_RATE, WARM_UP = 2e-3, 20
@@ -82,29 +76,19 @@ def cut_sample(path: Path, side: int) -> Sample:
     mask = read_channels(path)[0] > 0
     if min(mask.shape) < side:
         sys.exit(f"the image of {path.name} is smaller than {side} × {side}")
-    files = sorted((path.parents[1] / "imagesTr").glob(f"{path.stem}_*{path.suffix}"))
-    if not files:
-        sys.exit(f"no image of {path.name} in imagesTr; only data sets of photographs can be used")
     _, row, column = densest_window(mask, side)
-    crop = np.s_[..., row : row + side, column : column + side]
-    image = np.concatenate([read_channels(file) for file in files])[crop].astype(np.float32)
-    image = (image - image.min()) / max(float(np.ptp(image)), 1e-6)
-    truth = torch.from_numpy(mask[crop].astype(np.int64))
-    return Sample(path.stem, torch.from_numpy(image)[None], truth[None, None])
+    return cut_window(path, mask, row, column, side)
 
 
 # --- the training ---------------------------------------------------------------------------------------------------
 
 
-def create(backbone: str, channels: int) -> tuple[nn.Module, MaskClassificationLoss, float]:
+def create(backbone: str, channels: int) -> tuple[nn.Module, MaskLoss, float]:
     """Build network and loss from a small configuration; return its largest norm of the gradient as well."""
-    config = load_config(M2FnnUNetConfig, "m2f", [*SETTINGS, f"model.backbone={backbone}"])
-    keywords = architecture_keywords(config, ["RescaleTo01Normalization"] * channels, PER_STEP)
+    config = read_form(Form("m2f", SETTINGS), [f"model.backbone={backbone}"])
     torch.manual_seed(0)
-    with weights_follow():
-        network = create_segmentation_model(CLASSES, input_channels=channels, dim_feedforward=FEED_FORWARD, **keywords)
-    loss = MaskClassificationLoss(num_labels=CLASSES, **asdict(config.m2f_train))
-    return network, loss, config.gradient_clip
+    network = build_network(config, CLASSES, channels, PER_STEP, dim_feedforward=FEED_FORWARD)
+    return network, create_mask_loss(config, CLASSES), config.gradient_clip
 
 
 def create_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -139,7 +123,6 @@ def train(samples: Sequence[Sample], args: argparse.Namespace) -> Fit:
     """
     images, truths = (torch.cat([sample[i] for sample in samples]) for i in (1, 2))
     network, loss, largest_norm = create(args.backbone, images.shape[1])
-    targets = DenseToM2FTargetConverter()(truths)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0)
     schedule = create_schedule(optimizer, args.steps)
     passed, best = None, Fit(None, [-1.0], truths[:, 0])
@@ -147,7 +130,7 @@ def train(samples: Sequence[Sample], args: argparse.Namespace) -> Fit:
         optimizer.zero_grad()
         chosen = torch.randperm(len(images))[:PER_STEP]
         queries = network.train()(images[chosen])
-        total = loss.loss_total(loss.of_all_layers(queries, [targets[i] for i in chosen]))
+        total = loss(queries, truths[chosen])
         total.backward()
         nn.utils.clip_grad_norm_(network.parameters(), largest_norm)
         optimizer.step()
@@ -173,7 +156,7 @@ def draw(samples: Sequence[Sample], fit: Fit, path: Path) -> None:
     for column, sample, reached, labels in zip(axes.T, samples, fit.dice, fit.labels, strict=True):
         channels = sample.image[0].movedim(0, -1).numpy()
         tiles = {
-            sample.name: channels[..., :3] if channels.shape[-1] >= 3 else channels[..., 0],
+            sample.name.replace(", ", "\n", 1): channels[..., :3] if channels.shape[-1] >= 3 else channels[..., 0],
             "truth": sample.truth[0, 0].numpy(),
             f"prediction: Dice {reached:.3f}": labels.numpy(),
         }

@@ -28,6 +28,7 @@ class Form(NamedTuple):
 
 
 Config = ViTnnUNetConfig | M2FnnUNetConfig
+MaskLoss = Callable[[dict, Tensor], Tensor]
 FORMS = {
     "linear": Form("linear"),
     "segformer bilinear": Form("segformer", ("model.decoder.upsampling=bilinear",)),
@@ -53,12 +54,17 @@ def read_form(form: Form, overrides: Sequence[str] = ()) -> Config:
     return load_config(schema, form.config, [*form.overrides, *overrides])
 
 
-def build_network(config: Config, num_classes: int, channels: int = 3, batch_size: int = 1) -> nn.Module:
-    """Build the network of a configuration from random weights, as its plans would for images scaled to [0, 1]."""
+def build_network(
+    config: Config, num_classes: int, channels: int = 3, batch_size: int = 1, **options: Any
+) -> nn.Module:
+    """Build the network of a configuration from random weights, as its plans would for images scaled to [0, 1].
+
+    `options` are those of the factory that no configuration names.
+    """
     factory = pydoc.locate(f"{config.model.model_path}.{FACTORY}")
     keywords = architecture_keywords(config, ["RescaleTo01Normalization"] * channels, batch_size)
     with weights_follow():
-        return factory(num_classes, input_channels=channels, **keywords)
+        return factory(num_classes, input_channels=channels, **options, **keywords)
 
 
 def create_loss(config: Config, num_classes: int) -> Callable[[Any, Tensor], Tensor]:
@@ -66,7 +72,7 @@ def create_loss(config: Config, num_classes: int) -> Callable[[Any, Tensor], Ten
     return create_mask_loss(config, num_classes) if isinstance(config, M2FnnUNetConfig) else create_dense_loss()
 
 
-def create_mask_loss(config: M2FnnUNetConfig, num_classes: int) -> Callable[[dict, Tensor], Tensor]:
+def create_mask_loss(config: M2FnnUNetConfig, num_classes: int) -> MaskLoss:
     """Mask classification of all layers."""
     loss = MaskClassificationLoss(num_labels=num_classes, **asdict(config.m2f_train))
     convert = DenseToM2FTargetConverter(ignore_label=None)

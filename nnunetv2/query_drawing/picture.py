@@ -1,6 +1,5 @@
 """The picture: image, truth, prediction and the masks of queries."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from matplotlib.patches import Patch
 from nnunetv2.query_drawing.image_slice import Slice
 from nnunetv2.query_drawing.prediction import Label, Query
 from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.picture_file import save_picture
 
 COLUMNS, PANEL_SIDE, NARROWEST, OPACITY = 4, 3.5, 2.2, 0.45  # inches
 
@@ -61,7 +61,7 @@ def displayed(image: np.ndarray) -> np.ndarray:
 
 
 def write_picture(panels: list[Tile], labels: list[Label], title: str, path: Path) -> None:
-    """Write the panels to a temporary name and move the file into place.
+    """Write the panels as one picture.
 
     Raises:
         ExperimentError: it cannot be written.
@@ -79,14 +79,10 @@ def write_picture(panels: list[Tile], labels: list[Label], title: str, path: Pat
     figure.suptitle(title)
     handles = [Patch(color=label.colour, label=label.name) for label in labels]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=100)
-        os.replace(temporary, path)
+        save_picture(figure, path, dpi=100)
     except OSError as error:
         raise ExperimentError(f"-o: cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def draw_tile(panel: Axes, tile: Tile) -> None:

@@ -1,10 +1,11 @@
 """The terms of Mask2Former's loss over the epochs, as a picture."""
 
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from nnunetv2.training.experiment.picture_file import save_picture
 
 TERMS = ("loss_mask", "loss_dice", "loss_cross_entropy")
 PHASES = ("train", "val")
@@ -16,19 +17,13 @@ def curve_names() -> list[str]:
 
 
 def draw_terms(curves: dict[str, list[float]], path: Path) -> None:
-    """Write the picture to a temporary name and move it into place.
+    """Write the picture.
 
     Args:
         curves: a value per epoch under each of `curve_names`.
         path: of the picture.
     """
-    figure = terms_figure(curves)
-    temporary = path.with_suffix(".tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=80)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_picture(terms_figure(curves), path, dpi=80)
 
 
 def terms_figure(curves: dict[str, list[float]]) -> Figure:

@@ -343,7 +343,8 @@ class DINOv3_Adapter(ViTAdapter):
         lora_enabled: bool = False,
         freeze_backbone: bool = True,
     ) -> None:
-        check_four(interaction_indexes)
+        if len(interaction_indexes) != 4:
+            raise ValueError(f"the adapter needs four blocks, found {list(interaction_indexes)}")
         super().__init__(
             backbone.embed_dim,
             backbone.patch_embed.proj.weight.shape[1],
@@ -384,16 +385,6 @@ class DINOv3_Adapter(ViTAdapter):
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.backbone)):
             layers = vit_tokens(self.backbone, x, self.interaction_indexes)
         return self.adapt(x, layers)
-
-
-def check_four(layers: Sequence[int]) -> None:
-    """Check the number of blocks that the adapter reads.
-
-    Raises:
-        ValueError: they are not four.
-    """
-    if len(layers) != 4:
-        raise ValueError(f"the adapter needs four blocks, found {list(layers)}")
 
 
 def _initialise(module: nn.Module) -> None:
