@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import SimpleITK as sitk
 import torch
-from packaged_decoders import FORMS, build_network, create_dense_loss, read_form
+from packaged_decoders import FORMS, REDUCED, TINY, build_network, create_dense_loss, read_form
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,17 +32,6 @@ from nnunetv2.model.upsample import resize
 
 TARGET = 0.9
 AT_PATCH_GRID = ("linear", "segformer bilinear", "upernet plain")
-TRAINING = ("model.backbone_size=tiny", "model.pretrained=false", "model.freeze_backbone=false", "lora.enabled=false")
-# Per packaged configuration: a small decoder without dropout.
-REDUCED = {
-    "linear": ("model.decoder.dropout=0",),
-    "segformer": ("model.decoder.decoder_hidden_size=64", "model.decoder.decoder_dropout=0"),
-    "upernet": ("model.decoder.hidden_size=64", "model.decoder.decoder_dropout=0"),
-    "dpt": ("model.decoder.fusion_hidden_size=64", "model.decoder.decoder_dropout=0"),
-    "unetr": ("model.decoder.decoder_channels=[64,48,32,16,16]",),
-    "primus": ("model.decoder.embed_dim=96",),
-    "primus_multiscale": ("model.decoder.embed_dim=32",),
-}
 LEARNING_RATE, GRID_LEARNING_RATE, GRID_STEPS = 2e-3, 1.0, 1000
 CHECK_EVERY, COLUMNS = 10, 5
 
@@ -190,7 +179,7 @@ def create_network(name: str, backbone: str, channels: int) -> nn.Module:
     """Build a form of a decoder on a tiny backbone from random weights."""
     torch.manual_seed(0)
     form = FORMS[name]
-    config = read_form(form, [*TRAINING, *REDUCED[form.config], f"model.backbone={backbone}"])
+    config = read_form(form, [*TINY, *REDUCED[form.config], f"model.backbone={backbone}"])
     return build_network(config, num_classes=2, channels=channels)
 
 

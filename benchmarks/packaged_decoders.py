@@ -47,6 +47,19 @@ MASK2FORMER_FORMS = {
     "mask2former 2048": Form("m2f", ("model.hidden_dim=2048",)),
 }
 
+# Random weights, all of them trained.
+TINY = ("model.backbone_size=tiny", "model.pretrained=false", "model.freeze_backbone=false", "lora.enabled=false")
+# Per packaged configuration: a small decoder without dropout.
+REDUCED = {
+    "linear": ("model.decoder.dropout=0",),
+    "segformer": ("model.decoder.decoder_hidden_size=64", "model.decoder.decoder_dropout=0"),
+    "upernet": ("model.decoder.hidden_size=64", "model.decoder.decoder_dropout=0"),
+    "dpt": ("model.decoder.fusion_hidden_size=64", "model.decoder.decoder_dropout=0"),
+    "unetr": ("model.decoder.decoder_channels=[64,48,32,16,16]",),
+    "primus": ("model.decoder.embed_dim=96",),
+    "primus_multiscale": ("model.decoder.embed_dim=32",),
+}
+
 
 def read_form(form: Form, overrides: Sequence[str] = ()) -> Config:
     """Read the configuration of a form, with further overrides such as `model.backbone_size=base`."""

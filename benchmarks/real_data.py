@@ -1,9 +1,10 @@
-"""Train the tiny model shortly on the real data sets, predict their held-out images, and print the Dice.
+"""Train decoders on a tiny ViT from random weights, shortly and on a CPU, and compare them on held-out real images.
 
-usage: python benchmarks/real_data.py RAW_FOLDER OUTPUT_FOLDER [ID ...]
+usage: python benchmarks/real_data.py RAW_FOLDER OUTPUT_FOLDER [--datasets ID ...] [--decoders NAME ...]
 
-RAW_FOLDER is nnU-Net's raw folder with the data sets 101, 102, 103, 111 and 113. OUTPUT_FOLDER gets plans, results,
-predictions and one picture per data set.
+RAW_FOLDER is nnU-Net's raw folder with the data sets 101, 102, 103, 111 and 113. NAME is a packaged configuration; its
+decoder is narrowed as in `overfit.py`, and backbone and decoder train from random weights. OUTPUT_FOLDER gets plans,
+results, predictions and one picture per data set. What is there already, of an earlier call, is not trained again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
+from packaged_decoders import REDUCED, TINY
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
@@ -22,11 +24,19 @@ sys.path.insert(0, str(HERE.parent / "demo"))
 
 from commands import environment, paint, run, write_sheet  # noqa: E402
 
-PLANS, TILE_SIDE, SHOWN_CASES = "nnUNetPlans_upernet_tiny", 384, 2
+TILE_SIDE, SHOWN_CASES = 384, 2
+TRAINING = (
+    *("train.optimizer=adamw", "train.initial_lr=0.002", "train.weight_decay=0.01", "train.gradient_clip=1"),
+    *("train.schedule=cosine", "train.warmup_epochs=1", "train.precision=float32", "train.seed=1"),
+    *("train.num_epochs=10", "train.num_iterations_per_epoch=50", "train.num_val_iterations_per_epoch=5"),
+)
+PHOTOGRAPHS = ("train.patch_size=[384,384]", "train.batch_size=2")
+MICROSCOPY = ("train.patch_size=[256,256]", "train.batch_size=4")
+SLICES = ("train.batch_size=16",)
 
 
-class Study(NamedTuple):
-    """A data set, where its held-out images and labels lie, and what a short run changes in the configuration."""
+class Source(NamedTuple):
+    """A data set, where its held-out images and labels lie, and the patch and batch size of a short training."""
 
     dataset: str
     images: str
@@ -34,21 +44,13 @@ class Study(NamedTuple):
     overrides: tuple[str, ...]
 
 
-PHOTOGRAPHS = ("train.patch_size=[384,384]", "train.batch_size=2")
-SLICES = ("train.batch_size=16",)
-STUDIES = {
-    101: Study("Dataset101_LESAV", "Dataset101_LESAV/imagesTs", "Dataset101_LESAV/labelsTs", PHOTOGRAPHS),
-    102: Study(
-        "Dataset102_NucleiDSB2018",
-        "Dataset102_NucleiDSB2018/imagesTs",
-        "Dataset102_NucleiDSB2018/labelsTs",
-        ("train.patch_size=[256,256]", "train.batch_size=4"),
-    ),
-    103: Study("Dataset103_Hippocampus", "Dataset103_Hippocampus/imagesTs", "Dataset103_Hippocampus/labelsTs", SLICES),
-    111: Study("Dataset111_LESAV_AV", "Dataset101_LESAV/imagesTs", "Dataset101_LESAV/labelsTs_av", PHOTOGRAPHS),
-    113: Study(
-        "Dataset113_HippocampusRegions", "Dataset103_Hippocampus/imagesTs", "Dataset103_Hippocampus/labelsTs", SLICES
-    ),
+LESAV, NUCLEI, HIPPOCAMPUS = "Dataset101_LESAV", "Dataset102_NucleiDSB2018", "Dataset103_Hippocampus"
+SOURCES = {
+    101: Source(LESAV, LESAV, "labelsTs", PHOTOGRAPHS),
+    102: Source(NUCLEI, NUCLEI, "labelsTs", MICROSCOPY),
+    103: Source(HIPPOCAMPUS, HIPPOCAMPUS, "labelsTs", SLICES),
+    111: Source("Dataset111_LESAV_AV", LESAV, "labelsTs_av", PHOTOGRAPHS),
+    113: Source("Dataset113_HippocampusRegions", HIPPOCAMPUS, "labelsTs", SLICES),
 }
 
 
@@ -64,48 +66,74 @@ def as_picture(plane: np.ndarray) -> Image.Image:
     return Image.fromarray(((plane - low) / max(high - low, 1e-6) * 255).astype(np.uint8))
 
 
-def draw(images: Path, truth: Path, predictions: Path, path: Path) -> None:
-    """Write one row per case: image | truth | prediction."""
+def draw(images: Path, truth: Path, predictions: dict[str, Path], path: Path) -> None:
+    """Write one row per case: image | truth | the prediction of each decoder."""
     rows = []
     for label in sorted(truth.iterdir())[:SHOWN_CASES]:
         ending = "".join(label.suffixes)
         image = images / label.name.replace(ending, f"_0000{ending}")
-        planes = [paint(read_plane(folder / label.name)) for folder in (truth, predictions)]
+        planes = [paint(read_plane(folder / label.name)) for folder in (truth, *predictions.values())]
         rows.append([as_picture(read_plane(image)), *planes])
-    write_sheet(rows, ("image", "truth", "prediction"), TILE_SIDE, path)
+    write_sheet(rows, ("image", "truth", *predictions), TILE_SIDE, path)
 
 
-def conduct(number: int, raw: Path, output: Path) -> dict[str, float]:
-    """Plan, train, predict and evaluate one data set; return the mean Dice per class or region."""
-    study = STUDIES[number]
+def plan(number: int, raw: Path, output: Path) -> None:
+    """Plan and preprocess a data set, unless an earlier call did."""
+    if not (output / "preprocessed" / SOURCES[number].dataset / "nnUNetPlans_2d").is_dir():
+        options = ("-d", number, "-c", "2d", "-npfp", 2, "-np", 2)
+        run(environment(output, raw), "nnUNetv2_plan_and_preprocess", *options)
+
+
+def evaluate(number: int, decoder: str, raw: Path, output: Path) -> Path:
+    """Train a decoder on a data set, predict its held-out images and compare with their labels.
+
+    Returns:
+        The folder of the predictions and of nnU-Net's `summary.json`.
+    """
+    source = SOURCES[number]
+    predictions = output / "predictions" / source.dataset / decoder
+    if (predictions / "summary.json").is_file():
+        return predictions
     execute = partial(run, environment(output, raw))
-    predictions = output / "predictions" / study.dataset
-    if not (output / "preprocessed" / study.dataset / "nnUNetPlans_2d").is_dir():
-        execute("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "-npfp", 2, "-np", 2)
-    config = HERE / "upernet_tiny.yaml"
-    execute("nnUNetv2_train_vit", number, "2d", 0, "--config", config, "-device", "cpu", *study.overrides)
-    trained = ("-d", number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", PLANS)
-    execute(
-        "nnUNetv2_predict", "-i", raw / study.images, "-o", predictions, *trained, "-device", "cpu", "--disable_tta"
-    )
+    overrides = (*TINY, *REDUCED[decoder], *TRAINING, *source.overrides)
+    name = f"{decoder}_tiny"
+    execute("nnUNetv2_train_vit", number, "2d", 0, "--config", decoder, "--name", name, "-device", "cpu", *overrides)
+    trained = ("-d", number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", f"nnUNetPlans_{name}")
+    images = raw / source.images / "imagesTs"
+    execute("nnUNetv2_predict", "-i", images, "-o", predictions, *trained, "-device", "cpu", "--disable_tta")
     files = ("-djfile", predictions / "dataset.json", "-pfile", predictions / "plans.json")
-    execute("nnUNetv2_evaluate_folder", raw / study.labels, predictions, *files)
-    draw(raw / study.images, raw / study.labels, predictions, output / f"{study.dataset}.png")
+    execute("nnUNetv2_evaluate_folder", raw / source.images / source.labels, predictions, *files)
+    return predictions
+
+
+def dice_text(predictions: Path) -> str:
+    """The mean Dice over the images, of each class or region, as nnU-Net measured it."""
     measured = json.loads((predictions / "summary.json").read_text())["mean"]
-    return {label: values["Dice"] for label, values in measured.items()}
+    return ", ".join(f"{values['Dice']:.3f}" for values in measured.values())
 
 
 def main() -> None:
-    """Conduct the studies asked for and print one line each."""
+    """Train and evaluate what is asked for, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("ids", type=int, nargs="*", default=list(STUDIES), metavar="ID")
+    add = parser.add_argument
+    add("raw", type=Path)
+    add("output", type=Path)
+    add("--datasets", type=int, nargs="+", choices=SOURCES, default=list(SOURCES), metavar="ID")
+    add("--decoders", nargs="+", choices=REDUCED, default=["upernet"], metavar="NAME")
     args = parser.parse_args()
-    results = {number: conduct(number, args.raw.resolve(), args.output.resolve()) for number in args.ids}
-    print("\nDice on the held-out images, per class or region")
-    for number, dice in results.items():
-        print(f"{STUDIES[number].dataset:<30} " + "  ".join(f"{label}: {value:.3f}" for label, value in dice.items()))
+    raw, output = args.raw.resolve(), args.output.resolve()
+    found: dict[int, dict[str, Path]] = {}
+    for number in args.datasets:
+        plan(number, raw, output)
+        found[number] = {decoder: evaluate(number, decoder, raw, output) for decoder in args.decoders}
+        source = SOURCES[number]
+        images, truth = raw / source.images / "imagesTs", raw / source.images / source.labels
+        draw(images, truth, found[number], output / f"{source.dataset}.png")
+    print("\nDice on the held-out images, per class or region\n")
+    print("| decoder | " + " | ".join(SOURCES[number].dataset for number in found) + " |")
+    print("| --- |" + " --- |" * len(found))
+    for decoder in args.decoders:
+        print(f"| `{decoder}` | " + " | ".join(dice_text(found[number][decoder]) for number in found) + " |")
 
 
 if __name__ == "__main__":

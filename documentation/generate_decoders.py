@@ -26,7 +26,7 @@ FOLDER = ROOT / "documentation" / "decoders"
 README = ROOT / "README.md"
 NUM_CLASSES, SIDE, CHANNELS = 4, 512, 3
 VARIANT = re.compile(r"_(lora|test_\w+)$")
-TABLE_HEADER = "| `--config` | decoder | paper | reads the blocks | classifies every | parameters |"
+TABLE_HEADER = "| `--config` | decoder | paper | feature layers | output stride | parameters |"
 CONFIG_HEADER = "| `--config` | backbone | mode |"
 
 
@@ -84,7 +84,7 @@ def main_configs() -> Iterator[tuple[str, str]]:
 
 @cache
 def numbers_of(config_name: str) -> tuple[str, str, str]:
-    """The blocks read, the pixels per class score, and the decoder's parameters, of a configuration, on `meta`."""
+    """Feature layers, output stride and the decoder's parameters of a configuration, built on `meta`."""
     config = read_config(config_name)
     schemes = ["RGBTo01Normalization"] * CHANNELS
     architecture = {
@@ -93,13 +93,19 @@ def numbers_of(config_name: str) -> tuple[str, str, str]:
     }
     network = build_on_meta({"architecture": architecture, "normalization_schemes": schemes}, NUM_CLASSES)
     total, backbone = (sum(p.numel() for p in part.parameters()) for part in (network, network.backbone))
-    blocks = ", ".join(str(i) for i in network.feature_indices)
-    stride = classifier_stride(network)
-    return blocks, f"{stride} pixels" if stride > 1 else "pixel", f"{total - backbone:,}"
+    layers = ", ".join(str(i) for i in network.feature_indices)
+    return layers, str(output_stride(network)), rounded(total - backbone)
 
 
-def classifier_stride(network: nn.Module) -> int:
-    """How many pixels apart the class scores are before the last resizing."""
+def rounded(parameters: int) -> str:
+    """A number of parameters to two digits: `37 M`, `2.4 M`, `6 k`."""
+    if parameters < 1_000_000:
+        return f"{parameters / 1000:.0f} k"
+    return f"{parameters / 1e6:.0f} M" if parameters >= 10_000_000 else f"{parameters / 1e6:.1f} M"
+
+
+def output_stride(network: nn.Module) -> int:
+    """Pixels of the image per pixel of the logits, before these are resized to the image."""
     sides: list[int] = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.out_channels == NUM_CLASSES:
