@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import runpy
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from dinov3.weights.reading import read_checkpoint
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -181,6 +183,16 @@ def test_every_training_command_is_installed_and_a_script(name: str):
     (command,) = entry_points(group="console_scripts", name=f"nnUNetv2_train_{name}")
     script = runpy.run_path(str(ROOT / f"nnUNetv2_train_{name}.py"))
     assert command.load() is script["run_training_entry"]
+
+
+def test_the_page_for_users_of_the_first_versions_names_what_is_there():
+    text = (ROOT / "documentation" / "coming_from_a_fork.md").read_text()
+    for name in set(re.findall(r"`(nnUNetv2_train_\w+)\.py`", text)):
+        assert (ROOT / f"{name}.py").is_file() and entry_points(group="console_scripts", name=name)
+    for name in set(re.findall(r"`(nnUNetTrainer\w+)`", text)):
+        assert issubclass(recursive_find_trainer_class_by_name(name), nnUNetTrainer_vit)
+    old = build(nnUNetTrainer_m2f.config_class, yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]), "")
+    assert (old.model.num_queries, old.train.optimizer, old.lora.enabled) == (20, "sgd", True)
 
 
 # --- targets in nnU-Net's format for deep supervision ---------------------------------------------------------------
