@@ -45,7 +45,7 @@ FLAT = """## The flat schema of `nnUNetv2_train_segformer`
 
 A configuration of this command names no decoder, and two options of [SegFormer](decoders/segformer.md) stand in `model`
 itself. What is not in this table is as above; without `--config` the command takes `segformer_default`. The plans hold
-the same experiment in the schema above.
+the same experiment in the schema above; `segformer_config` of the trainer gives it in this one.
 
 """
 M2F = """## The schema of `nnUNetTrainer_m2f`

@@ -8,10 +8,10 @@ DEVICES = ("cuda", "cpu", "mps")
 
 
 class DefaultConfig(NamedTuple):
-    """The configuration that a command takes where none is named, and the command's own option for another one."""
+    """The configuration that a command takes where none is named, and the command's own option, if any, for another."""
 
     name: str
-    flag: str
+    flag: str | None = None
 
 
 def training_parser(
@@ -40,10 +40,10 @@ def training_parser(
     add("fold", help="fold of the cross-validation: a number, or all")
     add("overrides", nargs="*", metavar="key=value", help="override the configuration: train.num_epochs=50")
     config = parser.add_mutually_exclusive_group()
-    config.add_argument("--config", help="name of a packaged configuration, or path to a YAML file")
-    if default_config:
-        told = f"the same as --config (default: {default_config.name})"
-        config.add_argument(default_config.flag, dest="config", metavar="CONFIG", help=told)
+    default = f" (default: {default_config.name})" if default_config else ""
+    config.add_argument("--config", help=f"name of a packaged configuration, or path to a YAML file{default}")
+    if default_config and default_config.flag:
+        config.add_argument(default_config.flag, dest="config", metavar="CONFIG", help="the same as --config")
     add("--name", help="name of the experiment (default: the file name of the configuration)")
     add("-tr", "--trainer_class_name", help="trainer class (default: the configuration's trainer)")
     add("-p", "--plans_identifier", default="nnUNetPlans", help="plans to derive from (default: %(default)s)")

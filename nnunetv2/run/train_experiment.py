@@ -37,6 +37,7 @@ from nnunetv2.training.experiment.plans_file import (
 from nnunetv2.training.experiment.schema import (
     as_stored,
     build,
+    config_source,
     find_config,
     find_file,
     packaged_configs,
@@ -248,7 +249,8 @@ def derive(args: argparse.Namespace, config: Any, plans: dict[str, Any], dataset
     """
     from nnunetv2.training.experiment.derive import check_pretrained_weights, derive_plans
 
-    derived = derive_plans(plans, args.configuration, dataset_json, config, experiment_name(args))
+    source = config_source(args.config)
+    derived = derive_plans(plans, args.configuration, dataset_json, config, experiment_name(args), source)
     check_pretrained_weights(resolve(derived, args.configuration))
     return derived
 

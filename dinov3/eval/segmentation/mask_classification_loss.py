@@ -57,6 +57,7 @@ class MaskClassificationLoss(nn.Module):
         class_coefficient: weight of the classes' cross-entropy.
         num_labels: number of classes.
         no_object_coefficient: weight of "no object" within the classes' cross-entropy.
+        auxiliary_losses: whether `of_all_layers` computes the losses of the auxiliary layers too.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class MaskClassificationLoss(nn.Module):
         class_coefficient: float,
         num_labels: int,
         no_object_coefficient: float,
+        auxiliary_losses: bool = True,
     ) -> None:
         super().__init__()
         self.num_points = num_points
@@ -79,6 +81,7 @@ class MaskClassificationLoss(nn.Module):
         self.class_coefficient = class_coefficient
         self.num_labels = num_labels
         self.eos_coef = no_object_coefficient
+        self.auxiliary_losses = auxiliary_losses
         self.matcher = HungarianMatcher(num_points, mask_coefficient, dice_coefficient, class_coefficient)
         weights = torch.ones(num_labels + 1)
         weights[-1] = no_object_coefficient
@@ -109,12 +112,13 @@ class MaskClassificationLoss(nn.Module):
             targets: see `forward`.
 
         Returns:
-            `loss_mask`, `loss_dice` and `loss_cross_entropy`; with suffix `_i` those of auxiliary layer i.
+            `loss_mask`, `loss_dice` and `loss_cross_entropy`; with suffix `_i` those of auxiliary layer i, unless
+            `auxiliary_losses` is false.
 
         Raises:
             ValueError: a label is that of no class.
         """
-        layers = [outputs, *outputs["aux_outputs"]]
+        layers = [outputs, *(outputs["aux_outputs"] if self.auxiliary_losses else ())]
         with without_autocast(outputs["pred_masks"].device):
             masks = [layer["pred_masks"] for layer in layers]
             classes = [layer["pred_logits"] for layer in layers]

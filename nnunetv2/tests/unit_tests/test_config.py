@@ -291,7 +291,7 @@ def test_the_plans_name_the_trainer_that_trains(config: str, trainer: str | None
 
 # --- Mask2Former ----------------------------------------------------------------------------------------------------
 
-# The documented values, by key; those of `m2f_train` are the library's too.
+# The documented values, by key; those of `m2f_train` are the library's too, which has no switch for the layers.
 LOSS = {
     "num_points": 12544,
     "oversample_ratio": 3.0,
@@ -338,7 +338,7 @@ def values_of(config: object, keys: dict) -> dict:
 def check_m2f_values(config: M2FnnUNetConfig, model: dict) -> None:
     assert (config.trainer, config.gradient_clip) == ("nnUNetTrainer_m2f", 10.0)
     assert values_of(config.model, model) == model
-    assert asdict(config.m2f_train) == LOSS
+    assert asdict(config.m2f_train) == {**LOSS, "auxiliary_losses": True}
     assert values_of(config.train, OPTIMISATION) == OPTIMISATION
 
 

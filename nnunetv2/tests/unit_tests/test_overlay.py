@@ -99,10 +99,9 @@ def test_importing_the_trainers_prints_nothing():
     assert result.returncode == 0 and result.stdout == "", result.stderr
 
 
-@pytest.mark.parametrize("config", [p.name for p in sorted((ROOT / "nnunetv2/configs").glob("*.yaml"))])
-def test_no_number_in_a_config_is_read_as_text_by_pyyaml(config: str):
-    text = (ROOT / "nnunetv2/configs" / config).read_text()
-    assert not re.search(r":\s*\d+e-?\d+\s*$", text, flags=re.MULTILINE)
+@pytest.mark.parametrize("config", sorted((ROOT / "nnunetv2").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_no_number_in_a_config_is_read_as_text_by_pyyaml(config: Path):
+    assert not re.search(r":\s*\d+e-?\d+\s*$", config.read_text(), flags=re.MULTILINE)
 
 
 def copy_checkout(folder: Path) -> Path:
@@ -139,4 +138,5 @@ def test_editable_install_becomes_an_ordinary_one(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     names = set(zipfile.ZipFile(tmp_path / result.stdout.split()[-1]).namelist())
     assert {"nnunetv2/model/backbone.py", "nnunetv2/configs/upernet.yaml", "dinov3/__init__.py"} <= names
+    assert "nnunetv2/training/nnUNetTrainer/configs/m2f_default.yaml" in names
     assert not [n for n in names if "tests" in n or n == "nnunetv2/__init__.py" or "deleted_long_ago" in n]

@@ -20,7 +20,13 @@ from nnunetv2.model.backbone import (
 from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.training.experiment.decoder_options import FACTORY, RESOLVER
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_configuration, planar_configurations, resolve
+from nnunetv2.training.experiment.plans_file import (
+    CONFIG_PATH_KEY,
+    EXPERIMENT_KEY,
+    check_configuration,
+    planar_configurations,
+    resolve,
+)
 from nnunetv2.training.experiment.schema import as_stored
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -29,7 +35,12 @@ UNIT_RANGE_SCHEMES = ("RGBTo01Normalization", "RescaleTo01Normalization")
 
 
 def derive_plans(
-    plans: dict[str, Any], configuration: str, dataset_json: dict, config: Any, name: str
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict,
+    config: Any,
+    name: str,
+    config_path: str | None = None,
 ) -> dict[str, Any]:
     """Derive the plans of an experiment.
 
@@ -42,6 +53,7 @@ def derive_plans(
         dataset_json: the data set's `dataset.json`, for the number of classes.
         config: the checked configuration, such as a `ViTnnUNetConfig`.
         name: name of the experiment; the derived plans are called `<plans>_<name>`.
+        config_path: where the configuration was read from, to be noted in the plans; None if from no file.
 
     Returns:
         New plans.
@@ -53,6 +65,8 @@ def derive_plans(
     derived = deepcopy(plans)
     derived.pop("continue_training", None)  # set by nnU-Net for its trainers, no part of the file
     derived["plans_name"] = f"{plans['plans_name']}_{name}"
+    if config_path is not None:
+        derived[CONFIG_PATH_KEY] = config_path
     regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
     try:
         derived["configurations"] = {

@@ -11,6 +11,9 @@ from typing import Any
 from nnunetv2.training.experiment.errors import ExperimentError
 
 EXPERIMENT_KEY = "vit"  # the resolved experiment configuration, within a configuration of the plans
+CONFIG_PATH_KEY = "vit_config_path"  # where it was read from, beside the configurations; for people, nothing reads it
+# Keys that came later, and the value with which experiments of plans without them were trained
+LATER_KEYS = {"auxiliary_losses": True}
 MAX_DIFFERENCES = 10
 MAX_NAME_LENGTH = 100
 NAME = re.compile(r"[^\W_]([\w.+= -]*[^\W_])?")
@@ -153,13 +156,14 @@ def write_new_plans(folder: Path, plans: dict[str, Any]) -> Path:
         check_same(read_plans(folder, path.stem), plans, path)
         return path
     try:
-        _write_json(path, plans)
+        write_json(path, plans)
     except OSError as error:
         raise ExperimentError(f"cannot write the plans {path}: {error.strerror}") from error
     return path
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file to a temporary name and move it into place."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -172,11 +176,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def differences_between(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Yield `key: old → new` for every leaf of two nested dictionaries that is not the same."""
+    """Yield `key: old → new` for every leaf of two nested dictionaries that is not the same.
+
+    Where an experiment's configuration was read from makes no difference.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from differences_between(
-                old.get(key, "(absent)"), new.get(key, "(absent)"), f"{name}.{key}" if name else key
-            )
+        for key in sorted((old.keys() | new.keys()) - {CONFIG_PATH_KEY}):
+            absent = LATER_KEYS.get(key, "(absent)")
+            yield from differences_between(old.get(key, absent), new.get(key, absent), f"{name}.{key}" if name else key)
     elif old != new:
         yield f"{name}: {old!r} → {new!r}"

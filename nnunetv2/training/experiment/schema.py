@@ -17,7 +17,8 @@ import nnunetv2
 from nnunetv2.model.backbone_families import did_you_mean
 from nnunetv2.training.experiment.errors import ExperimentError
 
-CONFIG_FOLDER = Path(nnunetv2.__path__[0]) / "configs"
+PACKAGE = Path(nnunetv2.__path__[0])
+CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE / "training" / "nnUNetTrainer" / "configs")
 Schema = TypeVar("Schema")
 
 
@@ -71,7 +72,11 @@ def option(default: Any, text: str, rule: Rule | None = None) -> Any:
 
 def packaged_configs() -> list[str]:
     """Names of the packaged configurations, without `.yaml`."""
-    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+    return sorted(_packaged())
+
+
+def _packaged() -> dict[str, Path]:
+    return {path.stem: path for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")}
 
 
 def find_file(name: str) -> Path | None:
@@ -89,16 +94,20 @@ def find_config(name_or_path: str) -> Path:
     Raises:
         ExperimentError: there is neither.
     """
-    names = packaged_configs()
-    if name_or_path in names:
-        return CONFIG_FOLDER / f"{name_or_path}.yaml"
-    own = find_file(name_or_path)
-    if own is not None:
-        return own
-    raise ExperimentError(
-        f"configuration {name_or_path!r} not found{did_you_mean(name_or_path, names)}; allowed: a path to a YAML file, "
-        f"or one of {', '.join(names)}"
-    )
+    packaged = _packaged()
+    path = packaged.get(name_or_path) or find_file(name_or_path)
+    if path is None:
+        names = sorted(packaged)
+        raise ExperimentError(
+            f"configuration {name_or_path!r} not found{did_you_mean(name_or_path, names)}; allowed: a path to a YAML "
+            f"file, or one of {', '.join(names)}"
+        )
+    return path
+
+
+def config_source(name_or_path: str) -> str:
+    """Return the name of a packaged configuration, or the absolute path of a YAML file of the user's own."""
+    return name_or_path if name_or_path in _packaged() else str(Path(name_or_path).expanduser().absolute())
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class M2FTrainConfig:
     dice_coefficient: float = option(5.0, "weight of their Dice loss", at_least(0))
     class_coefficient: float = option(2.0, "weight of the classes' cross-entropy", at_least(0))
     no_object_coefficient: float = option(0.1, "weight of `no object` within the classes' cross-entropy", above(0))
+    auxiliary_losses: bool = option(True, "add the losses of the initial queries and of every layer before the last")
 
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about combinations of values."""

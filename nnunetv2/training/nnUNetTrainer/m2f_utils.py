@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dinov3.eval.segmentation.m2f_targets import queries_to_logits, regions_to_m2f_targets, semantic_to_m2f_targets
+from nnunetv2.training.experiment.targets import full_size_target
 
 
 class DenseToM2FTargetConverter:
     """Turns nnU-Net's targets into a mask per class.
 
     Args:
-        ignore_label: pixels of this label take part in nothing; None if there is none. With regions the last channel
-            marks these pixels, unless it is None.
+        ignore_label: pixels of this label are left out; None if there is none. With regions the last channel marks
+            these pixels, unless it is None.
         regions: whether targets are regions, a channel each. Targets of more than one channel always are.
     """
 
@@ -20,16 +21,17 @@ class DenseToM2FTargetConverter:
         self.ignore_label = ignore_label
         self.regions = regions
 
-    def __call__(self, target: Tensor) -> list[dict[str, Tensor]]:
+    def __call__(self, target: Tensor | Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Convert a batch.
 
         Args:
-            target: labels (B, 1, H, W) or (B, H, W), or regions (B, R, H, W).
+            target: labels (B, 1, H, W) or (B, H, W), or regions (B, R, H, W); or a list that begins with them.
 
         Returns:
             Per image `masks` (N, H, W), `labels` (N,), and `valid` (H, W) where pixels are ignored (see
             `dinov3.eval.segmentation.m2f_targets`); N is 0 where nothing is labelled.
         """
+        target = full_size_target(target)
         if self.regions:
             return regions_to_m2f_targets(target, self.ignore_label is not None)
         return semantic_to_m2f_targets(target, self.ignore_label)

@@ -70,7 +70,7 @@ class nnUNetTrainer_m2f(nnUNetTrainer_vit):
         return self._loss_of(self.network(data), target)
 
     def _loss_of(self, queries: dict[str, Any], target: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The loss of all layers, and its three terms, which add up to it."""
+        """The loss, of all layers or of the last one, and its three terms, which add up to it."""
         losses = self.loss.of_all_layers(queries, self.target_converter(target))
         with torch.no_grad():
             sums = torch.stack([self.loss.loss_total(_of_term(losses, term)) for term in TERMS]).tolist()
@@ -80,13 +80,12 @@ class nnUNetTrainer_m2f(nnUNetTrainer_vit):
         """Compute the loss of a batch, as in training, and count what is right and wrong.
 
         Args:
-            batch: `data` (B, C, H, W) and `target` (B, 1, H, W), or (B, R, H, W) for regions.
+            batch: see `train_step`.
 
         Returns:
             `loss` and its terms by name, and per foreground class or region `tp_hard`, `fp_hard`, `fn_hard`.
         """
-        data = batch["data"].to(self.device, non_blocking=True)
-        target = batch["target"].to(self.device, non_blocking=True)
+        data, target = self._images_and_target(batch)
         network = self.plain_network
         queries = network.forward_queries(data)
         loss, terms = self._loss_of(queries, target)

@@ -8,7 +8,6 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
-from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 
 class nnUNetTrainer_segformer(nnUNetTrainer_vit):
@@ -23,7 +22,7 @@ class nnUNetTrainer_segformer(nnUNetTrainer_vit):
         segformer_config_path: the experiment for plain plans (see `config_path` of `nnUNetTrainer_vit`).
 
     Attributes:
-        segformer_config: the resolved configuration, in the ViT schema; the same as `config`.
+        segformer_config: the experiment in the flat SegFormer schema, derived from `config`.
     """
 
     config_class: ClassVar[type] = SegFormernnUNetConfig
@@ -43,6 +42,6 @@ class nnUNetTrainer_segformer(nnUNetTrainer_vit):
         self.my_init_kwargs["segformer_config_path"] = self.my_init_kwargs.pop("config_path")
 
     @property
-    def segformer_config(self) -> ViTnnUNetConfig:
-        """The resolved configuration."""
-        return self.config
+    def segformer_config(self) -> SegFormernnUNetConfig | None:
+        """The experiment in the flat SegFormer schema; None if that schema cannot express what the plans hold."""
+        return SegFormernnUNetConfig.from_stored(self.config)

@@ -1,12 +1,10 @@
 """The trainer of every ViT experiment: nnU-Net's trainer, with everything that differs read from the plans."""
 
-import contextlib
 import functools
 import gc
 import os
 import pydoc
 import random
-import shutil
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -21,12 +19,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2.model.backbone import load_backbone_weights, load_pretrained_weights, weights_follow
 from nnunetv2.model.segmentation_model import autocast_for, count_parameters_per_part
+from nnunetv2.training.experiment.architecture import describe_architecture
+from nnunetv2.training.experiment.checkpoint_file import remove_partial_checkpoints, write_checkpoint
 from nnunetv2.training.experiment.derive import derive_plans
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY, check_name, check_results
+from nnunetv2.training.experiment.plans_file import CONFIG_PATH_KEY, EXPERIMENT_KEY, check_name, check_results
 from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
-from nnunetv2.training.experiment.schema import load_config, restore
+from nnunetv2.training.experiment.schema import config_source, load_config, restore
+from nnunetv2.training.experiment.targets import full_size_target
+from nnunetv2.training.experiment.versions import record_versions
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -75,7 +77,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             )
         self.config = restore(self.stored_config_class, plans["configurations"][configuration][EXPERIMENT_KEY])
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.my_init_kwargs["config_path"] = config_path
+        self.my_init_kwargs["config_path"] = plans.get(CONFIG_PATH_KEY)  # saved in the checkpoints, beside the plans
         self._restoring = False
         self._apply_train_config()
         self.logger.update_config({EXPERIMENT_KEY: self._experiment()})
@@ -84,7 +86,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
     def _derive_in_memory(cls, plans: dict, configuration: str, dataset_json: dict, config_path: str) -> dict[str, Any]:
         config, name = load_config(cls.config_class, config_path), Path(config_path).stem
         check_name(name)
-        return derive_plans(plans, configuration, dataset_json, config, name)
+        return derive_plans(plans, configuration, dataset_json, config, name, config_source(config_path))
 
     def _experiment(self) -> dict[str, Any]:
         return self.configuration_manager.configuration[EXPERIMENT_KEY]
@@ -110,6 +112,9 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         super().initialize()
         if not self._restoring:
             self._load_pretrained_backbone()
+            model = self.config.model
+            architecture = describe_architecture(self.plain_network, model.backbone, model.backbone_size)
+            self.print_to_log_file(f"Architecture:\n{architecture}", also_print_to_console=False)
         self._log_experiment()
 
     @staticmethod
@@ -215,8 +220,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         check_results(Path(self.output_folder_base), self.plans_manager.plans)
         super().on_train_start()
         if self.local_rank == 0:
-            for left_by_a_kill in Path(self.output_folder).glob("checkpoint_*.pth.tmp"):
-                left_by_a_kill.unlink()
+            self.print_to_log_file(record_versions(Path(self.output_folder), self.current_epoch))
+            remove_partial_checkpoints(Path(self.output_folder))
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -229,7 +234,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         """Make one step of the optimiser.
 
         Args:
-            batch: `data` (B, C, H, W) and `target` (B, 1, H, W), or (B, R, H, W) for regions.
+            batch: `data` (B, C, H, W) and `target` (B, 1, H, W), or (B, R, H, W) for regions; of a list of targets,
+                nnU-Net's format for deep supervision, the first one is taken.
 
         Returns:
             `loss`, a NumPy scalar, and its terms by name, where there are any.
@@ -237,14 +243,17 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         Raises:
             ExperimentError: the loss is not finite.
         """
-        data = batch["data"].to(self.device, non_blocking=True)
-        target = batch["target"].to(self.device, non_blocking=True)
+        data, target = self._images_and_target(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss, terms = self._training_loss(data, target)
         loss_value = loss.detach().cpu().numpy()
         self._stop_unless_finite("training loss", loss_value)
         self._step(loss)
         return {"loss": loss_value, **terms}
+
+    def _images_and_target(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        images, target = batch["data"], full_size_target(batch["target"])
+        return images.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
 
     def _training_loss(self, data: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of a batch, and what else of it is worth noting, by name."""
@@ -265,6 +274,14 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def validation_step(self, batch: dict) -> dict:
+        """Validate a batch as nnU-Net does.
+
+        Args:
+            batch: see `train_step`.
+        """
+        return super().validation_step({**batch, "target": full_size_target(batch["target"])})
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """End a validation epoch as nnU-Net does; stop, before a checkpoint is written, if its loss is not finite."""
@@ -291,7 +308,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint to a temporary name and move it into place: a kill never leaves half a file.
+        """Write a checkpoint in one piece (see `write_checkpoint`).
 
         Raises:
             ExperimentError: it cannot be written, such as on a full disk; the one that was there is as it was.
@@ -300,30 +317,9 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             super().save_checkpoint(filename)  # nnU-Net logs or does nothing
             return
         start = time()
-        temporary = f"{filename}.tmp"
-        try:
-            super().save_checkpoint(temporary)
-            os.replace(temporary, filename)
-            if Path(filename).name == "checkpoint_best.pth":
-                self._resume_from(filename)
-        except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
-            free = shutil.disk_usage(Path(filename).parent).free / 2**20
-            reason = f"{str(error).splitlines()[0]} ({free:.0f} MiB are free on the disk)"
-            raise ExperimentError(f"cannot write {filename}, what was there is as it was: {reason}") from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_checkpoint(Path(filename), super().save_checkpoint)
         size = os.path.getsize(filename) / 2**20
         self.print_to_log_file(f"Wrote {Path(filename).name} ({size:.1f} MiB) in {time() - start:.1f} s")
-
-    @staticmethod
-    def _resume_from(filename: str) -> None:
-        # nnU-Net resumes from checkpoint_latest even where checkpoint_best is newer. A second name costs no space.
-        latest = Path(filename).with_name("checkpoint_latest.pth")
-        link = Path(f"{latest}.tmp")
-        link.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a file system without hard links: latest stays older than best
-            os.link(filename, link)
-            os.replace(link, latest)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Load a checkpoint; the pretrained weights are not asked for again."""

@@ -1,6 +1,6 @@
 """The configuration of the SegFormer command: a flat schema of its own, mapped onto that of every ViT experiment."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar, Optional
 
 from nnunetv2.training.experiment.schema import above, at_least, one_of, option
@@ -21,13 +21,14 @@ class SegFormerModelConfig:
     upsampling: str = option("bilinear", "see the decoder", one_of("bilinear", "progressive", "full"))
     checkpoint_path: str = option("", "as in the ViT schema")
     pretrained: bool = option(True, "as in the ViT schema")
+    freeze_backbone: bool = option(True, "as in the ViT schema")
 
 
 @dataclass
 class SegFormerLoRAConfig(ViTLoRAConfig):
     """Low-rank adaptation of the backbone: key `lora`; on by default."""
 
-    enabled: bool = option(True, "train low-rank adapters in the backbone; otherwise it is frozen")
+    enabled: bool = option(True, "train low-rank adapters in the backbone, whatever `model.freeze_backbone` says")
 
 
 @dataclass
@@ -60,3 +61,21 @@ class SegFormernnUNetConfig(ViTnnUNetConfig):
             lora=ViTLoRAConfig(**asdict(self.lora)),
             train=ViTTrainConfig(**asdict(self.train)),
         )
+
+    @classmethod
+    def from_stored(cls, config: ViTnnUNetConfig) -> Optional["SegFormernnUNetConfig"]:
+        """The experiment of a configuration in the schema of every ViT experiment, the inverse of `stored`.
+
+        Returns:
+            None if this schema has no key for a value of the configuration, such as another decoder.
+        """
+        values = {**asdict(config.model), **config.model.decoder}
+        flat = cls(
+            trainer=config.trainer,
+            model=SegFormerModelConfig(
+                **{f.name: values[f.name] for f in fields(SegFormerModelConfig) if f.name in values}
+            ),
+            lora=SegFormerLoRAConfig(**asdict(config.lora)),
+            train=SegFormerTrainConfig(**asdict(config.train)),
+        )
+        return flat if flat.stored() == config else None

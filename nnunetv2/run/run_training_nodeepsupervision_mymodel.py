@@ -1,0 +1,28 @@
+"""The command `nnUNetv2_train_nodeepsupervision_mymodel`: the UperNet baseline under its first names."""
+
+from collections.abc import Sequence
+
+from nnunetv2.run.arguments import DefaultConfig, read_arguments, training_parser
+from nnunetv2.run.train_experiment import run_command
+
+COMMAND = "nnUNetv2_train_nodeepsupervision_mymodel"
+DEFAULT_TRAINER = "nnUNetTrainerNoDeepSupervision_mymodel"
+DEFAULT_CONFIG = DefaultConfig("upernet")
+
+
+def run_training_entry(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: the command line without the command's name; by default that of the process.
+    """
+    description = f"Train the UperNet baseline in nnU-Net with the trainer {DEFAULT_TRAINER}, or that of -tr."
+    parser = training_parser(COMMAND, description, DEFAULT_TRAINER, DEFAULT_CONFIG)
+    args = read_arguments(parser, DEFAULT_CONFIG, arguments)
+    if args.config is not None and args.trainer_class_name is None:
+        args.trainer_class_name = DEFAULT_TRAINER  # the packaged configuration names another one
+    run_command(COMMAND, args)
+
+
+if __name__ == "__main__":
+    run_training_entry()
