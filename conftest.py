@@ -17,6 +17,7 @@ CORES = str(os.cpu_count() or 1)
 # Before NumPy and torch are loaded, here and in every command that a test starts.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny: threads would wait for each other
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # and the workers beside them need the cores
 os.environ["nnUNet_n_proc_DA"] = "0"
 os.environ["nnUNet_def_n_proc"] = CORES
 

@@ -55,5 +55,4 @@ def prepare(output: Path) -> dict[str, str]:
     make_dataset(output / "raw", num_train=10, num_test=0, size=96)
     variables = environment(output, output / "raw")
     run(variables, "nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", "2d", "-npfp", 2, "-np", 2)
-    # threads that wait for each other must not keep a core busy that another program needs: it takes many times as long
-    return {**variables, "nnUNet_n_proc_DA": "0", "OMP_WAIT_POLICY": "passive"}
+    return {**variables, "nnUNet_n_proc_DA": "0"}

@@ -18,9 +18,10 @@ CAPTION_HEIGHT = 24
 def environment(output: Path, raw: Path) -> dict[str, str]:
     """The process's environment with nnU-Net's folders set, and without access to the model hub."""
     folders = {"raw": raw, "preprocessed": output / "preprocessed", "results": output / "results"}
-    cores = str(min(4, os.cpu_count() or 1))
     own = {f"nnUNet_{kind}": str(folder) for kind, folder in folders.items()}
-    return {**os.environ, **own, "nnUNet_n_proc_DA": cores, "nnUNet_def_n_proc": cores, "HF_HUB_OFFLINE": "1"}
+    cores = str(min(4, os.cpu_count() or 1))
+    # threads that spin while they wait would take the cores from nnU-Net's other processes
+    return {"OMP_WAIT_POLICY": "passive", **os.environ, **own, "nnUNet_def_n_proc": cores, "HF_HUB_OFFLINE": "1"}
 
 
 def run(variables: dict[str, str], command: str, *arguments: object) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "output"
+CONFIG = HERE / "unetr_demo.yaml"
 CLASSES = {1: "artery", 2: "vein"}
 SHOWN_CASES, TILE_SIDE = 3, 384
 
@@ -63,12 +64,14 @@ def main() -> None:
     number = int(dataset.name[7:10])
     truth, predictions = dataset / "labelsTs", OUTPUT / "predictions"
     execute = partial(run, environment(OUTPUT, OUTPUT / "raw"))
-    trained = ("-d", number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", "nnUNetPlans_upernet_demo")
+    trained = ("-d", number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", f"nnUNetPlans_{CONFIG.stem}")
     execute(
         "nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "--verify_dataset_integrity", "-npfp", 2, "-np", 2
     )
-    execute("nnUNetv2_train_vit", number, "2d", 0, "--config", HERE / "upernet_demo.yaml", "-device", "cpu")
-    execute("nnUNetv2_predict", "-i", dataset / "imagesTs", "-o", predictions, *trained, "-device", "cpu")
+    execute("nnUNetv2_train_vit", number, "2d", 0, "--config", CONFIG, "-device", "cpu")
+    # one process each reads and writes: six images are not worth the start of more
+    few = ("-device", "cpu", "-npp", 1, "-nps", 1)
+    execute("nnUNetv2_predict", "-i", dataset / "imagesTs", "-o", predictions, *trained, *few)
     files = ("-djfile", predictions / "dataset.json", "-pfile", predictions / "plans.json")
     execute("nnUNetv2_evaluate_folder", truth, predictions, *files)
     cases = sorted(path.stem for path in truth.glob("*.png"))

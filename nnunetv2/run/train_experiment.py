@@ -6,7 +6,6 @@ Torch is loaded inside the functions: `--help` and a wrong configuration are ans
 import argparse
 import contextlib
 import errno
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.arguments import DEVICES
+from nnunetv2.run.cpu_cores import share_cores
 from nnunetv2.run.preprocessed_dataset import (
     check_fold,
     find_dataset,
@@ -58,7 +58,7 @@ DISK_ERRORS = (
 )
 SCHEMAS = (ViTnnUNetConfig, SegFormernnUNetConfig, M2FnnUNetConfig)
 # As nnU-Net sets them when it is run as a script. They must be set before NumPy and torch are loaded.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+SINGLE_THREAD_VARIABLES = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 
 
 def run_command(command: str, args: argparse.Namespace) -> None:
@@ -68,10 +68,12 @@ def run_command(command: str, args: argparse.Namespace) -> None:
         command: name of the command, for the message.
         args: arguments as `arguments.training_parser` reads them.
     """
-    for variable in THREAD_VARIABLES:
+    threads = share_cores() if args.device == "cpu" else 1
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    for variable in SINGLE_THREAD_VARIABLES:
         os.environ[variable] = "1"
     try:
-        train(args)
+        train(args, threads)
     except ExperimentError as error:
         _refuse(command, str(error))
     except OSError as error:
@@ -86,8 +88,12 @@ def _refuse(command: str, message: str) -> NoReturn:
     sys.exit(2)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, threads: int) -> None:
     """Check everything, write the derived plans where they are not there yet, and hand over to nnU-Net.
+
+    Args:
+        args: arguments as `arguments.training_parser` reads them.
+        threads: number of PyTorch's threads.
 
     Raises:
         ExperimentError: something is wrong that the user can put right.
@@ -100,7 +106,7 @@ def train(args: argparse.Namespace) -> None:
     fold = check_fold(folder, args.fold)
     is_new = not (args.c or args.val)
     plans = base_plans(args, folder) if is_new else stored_plans(args, config, folder)
-    device = prepare_device(args.device, args.num_gpus)
+    device = prepare_device(args.device, args.num_gpus, threads)
     if is_new:
         plans = derive(args, config, plans, dataset_json)
     trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
@@ -276,8 +282,8 @@ def former_training(
         yield copy
 
 
-def prepare_device(name: str, num_gpus: int) -> "torch.device":
-    """Return the device, with torch's number of threads set as nnU-Net's own command sets it.
+def prepare_device(name: str, num_gpus: int, threads: int) -> "torch.device":
+    """Return the device, with PyTorch's number of threads set; on GPUs as nnU-Net's own command sets it.
 
     Raises:
         ExperimentError: this machine has no such device, or too few GPUs.
@@ -292,10 +298,8 @@ def prepare_device(name: str, num_gpus: int) -> "torch.device":
         )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ExperimentError("-device mps: PyTorch finds no such device here; train with -device cpu")
-    if name == "cpu":
-        torch.set_num_threads(multiprocessing.cpu_count())
-    elif name == "cuda":
-        torch.set_num_threads(1)
+    torch.set_num_threads(threads)
+    if name == "cuda":
         torch.set_num_interop_threads(1)
     return torch.device(name)
 

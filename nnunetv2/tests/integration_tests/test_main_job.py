@@ -1,6 +1,7 @@
 """The main job through its commands: train, validate, predict, export, import, ensemble."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def test_the_log_tells_what_is_trained(trained):
         "lora_dropout: 0.05",
         "random weights",
         "Epochs: 2, save_every: 1",
+        f"Threads: {os.environ['OMP_NUM_THREADS']}, augmentation processes: {os.environ['nnUNet_n_proc_DA']}",
         "Wrote checkpoint_final.pth",
     ):
         assert told in log, told

@@ -31,6 +31,7 @@ from nnunetv2.training.experiment.targets import full_size_target
 from nnunetv2.training.experiment.versions import record_versions
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 
@@ -176,6 +177,9 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         self.print_to_log_file(
             f"Epochs: {self.num_epochs}, save_every: {self.save_every} (epochs from checkpoint to checkpoint)"
         )
+        if self.device.type == "cpu":
+            processes = get_allowed_n_proc_DA()
+            self.print_to_log_file(f"Threads: {torch.get_num_threads()}, augmentation processes: {processes}")
         parts = count_parameters_per_part(network)
         for name, (total, trainable) in parts.items():
             self.print_to_log_file(f"Parameters of {name}: {total:,}, trainable {trainable:,}", add_timestamp=False)

@@ -1,0 +1,37 @@
+"""How a training on the CPU shares the cores between PyTorch and nnU-Net's augmentation. Nothing heavy is loaded."""
+
+import os
+
+MAX_AUGMENTATION_PROCESSES = 12  # nnU-Net's own number
+CORES_PER_AUGMENTATION_PROCESS = 8
+
+
+def usable_cores() -> int:
+    """Number of the cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def split_cores(cores: int) -> tuple[int, int]:
+    """Share cores between a training's two parts.
+
+    Augmenting a batch takes 1 to 5% of the processor time of a training step on it, so that one process is enough for
+    several cores. On few cores it runs beside PyTorch's threads: one thread less would cost more.
+
+    Returns:
+        The number of PyTorch's threads, and of augmentation processes.
+    """
+    processes = min(max(1, cores // CORES_PER_AUGMENTATION_PROCESS), MAX_AUGMENTATION_PROCESSES)
+    threads = cores - processes if cores >= CORES_PER_AUGMENTATION_PROCESS else cores
+    return threads, processes
+
+
+def share_cores() -> int:
+    """Set what OpenMP and nnU-Net read when they are loaded, unless the user has, and return PyTorch's threads."""
+    threads, processes = split_cores(usable_cores())
+    # Threads that spin while they wait take the cores from whatever else runs, augmentation included.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("nnUNet_n_proc_DA", str(processes))
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(own)) if own.isdecimal() else threads

@@ -1,0 +1,31 @@
+"""What the demonstration hands to the commands: their environment, and a configuration that can be built."""
+
+import pydoc
+from pathlib import Path
+
+import pytest
+import torch
+from commands import environment
+from run_demo import CONFIG
+
+from nnunetv2.training.experiment.derive import architecture_keywords
+from nnunetv2.training.experiment.schema import load_config
+from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+
+
+def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    variables = environment(tmp_path, tmp_path / "raw")
+    assert variables["OMP_WAIT_POLICY"] == "passive"
+    assert variables["nnUNet_results"] == str(tmp_path / "results")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert environment(tmp_path, tmp_path / "raw")["OMP_WAIT_POLICY"] == "active"
+
+
+def test_the_network_of_the_demonstration_classifies_every_pixel():
+    config = load_config(ViTnnUNetConfig, str(CONFIG))
+    keywords = architecture_keywords(config, ["RescaleTo01Normalization"] * 3, config.train.batch_size)
+    network = pydoc.locate(f"{config.model.model_path}.create_segmentation_model")(3, **keywords)
+    assert network(torch.rand(1, 3, *config.train.patch_size)).shape == (1, 3, *config.train.patch_size)
