@@ -78,8 +78,8 @@ def create_model(
     Args:
         name: its name in `ARCHITECTURES`.
         pretrained: whether to load weights; otherwise they are random.
-        weights: which ones: of timm's copies on the hub, or a file in any layout that `dinov3.weights` reads, or its
-            address (`https://…`).
+        weights: which ones: of timm's copies on the hub, or a file in any layout that `dinov3.weights` reads, a folder
+            or an index of such files (shards), or the address of one (`https://…`).
         check_hash: check what an address gives against the hash in its name.
         overrides: keywords of `DinoVisionTransformer`.
 
@@ -111,7 +111,10 @@ def _find_weights(name: str, weights: Weights | str | Path, check_hash: bool) ->
     is_published = weights is Weights.LVD1689M or architecture.on_satellite
     if architecture.timm_name is None or not is_published:
         raise ValueError(f"there are no published weights {weights.name} of {name}: pass a file as weights")
-    return download_hub_weights(f"timm/{architecture.timm_name}.{weights.name.lower()}")
+    try:
+        return download_hub_weights(f"timm/{architecture.timm_name}.{weights.name.lower()}")
+    except ValueError as error:
+        raise ValueError(f"{error}: pass a file as weights, or pretrained=False for random ones") from error
 
 
 def dinov3_vits16(

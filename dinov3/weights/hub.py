@@ -1,13 +1,17 @@
-"""timm's copies of pretrained weights on the Hugging Face hub. Nothing heavy is imported here."""
+"""timm's copies of pretrained weights on the Hugging Face hub. Nothing heavy is imported here.
+
+They are looked for in the hub's cache, as its own client fills it. What has to be downloaded comes beside that cache:
+the client tries again and again when a download stalls, and keeps a training waiting that cannot start.
+"""
 
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
-from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+
+from dinov3.weights.download import download, require_answer
 
 HUB_FILE = "model.safetensors"
-HUB_TIMEOUT_SECONDS = 3
 
 
 def require_hub_weights(repository: str) -> None:
@@ -16,12 +20,10 @@ def require_hub_weights(repository: str) -> None:
     Raises:
         ValueError: neither.
     """
-    if isinstance(try_to_load_from_cache(repository, HUB_FILE), str):
+    if _find_cached(repository) is not None:
         return
     try:
-        if constants.HF_HUB_OFFLINE:
-            raise ConnectionError("HF_HUB_OFFLINE is set")
-        _require_answer(hf_hub_url(repository, HUB_FILE))
+        require_answer(_hub_address(repository))
     except (OSError, ValueError) as error:  # of the network, the hub or the address
         raise ValueError(_not_to_be_had(repository, error)) from error
 
@@ -32,14 +34,33 @@ def download_hub_weights(repository: str) -> Path:
     Raises:
         ValueError: they are not in the cache, and the hub does not answer within seconds or the download breaks off.
     """
-    cached = try_to_load_from_cache(repository, HUB_FILE)
-    if isinstance(cached, str):
-        return Path(cached)
-    require_hub_weights(repository)
+    cached = _find_cached(repository)
+    if cached is not None:
+        return cached
+    path = _own_copy(repository)
     try:
-        return Path(hf_hub_download(repository, HUB_FILE))
-    except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
+        download(_hub_address(repository), path)
+    except (OSError, ValueError) as error:
         raise ValueError(_not_to_be_had(repository, error)) from error
+    return path
+
+
+def _find_cached(repository: str) -> Path | None:
+    of_the_client = try_to_load_from_cache(repository, HUB_FILE)
+    if isinstance(of_the_client, str):
+        return Path(of_the_client)
+    own = _own_copy(repository)
+    return own if own.is_file() else None
+
+
+def _own_copy(repository: str) -> Path:
+    return Path(constants.HF_ASSETS_CACHE).expanduser() / "dinov3" / repository.replace("/", "--") / HUB_FILE
+
+
+def _hub_address(repository: str) -> str:
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    return hf_hub_url(repository, HUB_FILE)
 
 
 def download_url(url: str, check_hash: bool = False) -> Path:
@@ -59,17 +80,10 @@ def download_url(url: str, check_hash: bool = False) -> Path:
         return path
     named_hash = torch.hub.HASH_REGEX.search(path.name) if check_hash else None
     try:
-        _require_answer(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), named_hash and named_hash[1])
-    except (OSError, ValueError, RuntimeError) as error:
+        download(url, path, named_hash[1] if named_hash else "")
+    except (OSError, ValueError) as error:
         raise ValueError(_not_to_be_had(url, error)) from error
     return path
-
-
-def _require_answer(url: str) -> None:
-    # one plain request: the hub's client asks again and again, and PyTorch's waits without an end
-    urlopen(Request(url, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS).close()
 
 
 def _not_to_be_had(repository: str, error: Exception) -> str:

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from dinov3.weights.sharded import ShardError, find_in_folder, read_index
+
 try:  # NumPy 2
     from numpy._core.multiarray import scalar
 except ImportError:
@@ -32,22 +34,24 @@ HARMLESS = [
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Read a `.safetensors` or PyTorch file, which of the two is told by its content.
+    """Read a `.safetensors` or PyTorch file, which of the two is told by its content, or weights in several shards.
 
     Args:
-        path: the file.
+        path: the file, the index of its shards (`….json`), or a folder that holds `model.safetensors` or its index.
 
     Returns:
-        What it holds, tensors on the CPU.
+        What it holds, tensors on the CPU. Those of `.safetensors` files and of PyTorch's zip files are mapped to
+        memory: they are read when they are used.
 
     Raises:
         ValueError: there is no such file, it is damaged, or it holds more than tensors and plain values.
     """
     path = Path(path)
     try:
-        if not path.is_file():
+        file = find_in_folder(path) if path.is_dir() else path
+        if not file.is_file():
             raise FileNotFoundError
-        return _read(path)
+        return _read_shards(file) if file.suffix == ".json" else _read(file)
     except FileNotFoundError as error:
         raise ValueError(f"weight file not found: {path}") from error
     except MemoryError:
@@ -56,8 +60,35 @@ def read_checkpoint(path: str | Path) -> Any:
         raise ValueError(f"cannot read {path} as a file of weights: {_reason(error)}") from error
 
 
+def _read_shards(index: Path) -> dict[str, Any]:
+    shards = read_index(index)
+    placed = {name for names in shards.values() for name in names}
+    tensors: dict[str, Any] = {}
+    for shard, names in shards.items():
+        content = _read_shard(shard)
+        missing = [name for name in names if name not in content]
+        if missing:
+            raise ShardError(f"its shard {shard.name!r} lacks {len(missing)} of its tensors, such as {missing[0]}")
+        # what the index does not name is taken too: a tensor too many is told, not dropped
+        tensors.update({name: content[name] for name in content if name in names or name not in placed})
+    return tensors
+
+
+def _read_shard(path: Path) -> dict[str, Any]:
+    try:
+        content = _read(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `read_checkpoint`
+        raise ShardError(f"its shard {path.name!r} cannot be read: {_reason(error)}") from error
+    if not isinstance(content, dict):
+        raise ShardError(f"its shard {path.name!r} holds no dictionary of tensors")
+    return content
+
+
 def _read(path: Path) -> Any:
-    start = path.open("rb").read(9)
+    with path.open("rb") as file:
+        start = file.read(9)
     if not start:
         raise EOFError("it is empty")
     if start[8:] == b"{":  # a safetensors file: 8 bytes of length, then JSON
@@ -76,7 +107,7 @@ def _reason(error: Exception) -> str:
         return f"it holds Python objects ({foreign[1]}), and loading such could run code; save its tensors alone"
     if "TorchScript" in text:
         return "it is a TorchScript archive; save its state_dict() instead"
-    if isinstance(error, (SafetensorError, OSError, EOFError)) and text:
+    if isinstance(error, (ShardError, SafetensorError, OSError, EOFError)) and text:
         return text.splitlines()[0]
     # PyTorch's own words would advise to read it unsafely
     return "it is neither a safetensors nor a PyTorch file of tensors, or it is damaged"

@@ -157,6 +157,22 @@ def hub_repository(name: str, size: str) -> str:
     return f"timm/{family.timm_names[size]}"
 
 
+def repository_without_timm(name: str, size: str) -> str | None:
+    """The repository of a backbone's pretrained weights on the hub, as far as it is known before timm is loaded.
+
+    Returns:
+        That of a family, or of `timm:<name>` with a tag (`timm:vit_base_patch16_224.mae`). None without a tag, whose
+        default timm knows, and for `quickgelu` models, which share the repositories of others.
+
+    Raises:
+        ValueError: see `hub_repository`.
+    """
+    if not name.startswith(TIMM_PREFIX):
+        return hub_repository(name, size)
+    timm_name = name.removeprefix(TIMM_PREFIX)
+    return f"timm/{timm_name}" if "." in timm_name and "quickgelu" not in timm_name else None
+
+
 def check_backbone(name: str, size: str) -> None:
     """Check that a backbone of this name and size can be asked for (`timm:<name>` is checked by timm when it is built).
 

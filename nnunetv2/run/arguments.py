@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 DEVICES = ("cuda", "cpu", "mps")
 
@@ -12,6 +12,31 @@ class DefaultConfig(NamedTuple):
 
     name: str
     flag: str | None = None
+
+
+class OneSentenceParser(argparse.ArgumentParser):
+    """A parser that ends on wrong arguments as the commands end on a wrong configuration: in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class OneConfiguration(argparse.Action):
+    """Take a configuration; a second one, by whichever option, is an error."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the value of the option."""
+        first = getattr(namespace, self.dest)
+        if first is not None:
+            parser.error(f"{option_string} {values}: a training has one configuration, and {first!r} is given already")
+        setattr(namespace, self.dest, values)
 
 
 def training_parser(
@@ -26,7 +51,7 @@ def training_parser(
         default_config: None if a new training must name its configuration.
     """
     example = default_config.name if default_config else "upernet"
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog=prog,
         description=description,
         epilog="Prediction needs only the stock command: nnUNetv2_predict -d DATASET -c CONFIGURATION -f FOLD "
@@ -39,11 +64,10 @@ def training_parser(
     add("configuration", help="a 2D configuration of the plans: 2d")
     add("fold", help="fold of the cross-validation: a number, or all")
     add("overrides", nargs="*", metavar="key=value", help="override the configuration: train.num_epochs=50")
-    config = parser.add_mutually_exclusive_group()
-    default = f" (default: {default_config.name})" if default_config else ""
-    config.add_argument("--config", help=f"name of a packaged configuration, or path to a YAML file{default}")
+    one, default = OneConfiguration, f" (default: {default_config.name})" if default_config else ""
+    add("--config", action=one, help=f"name of a packaged configuration, or path to a YAML file{default}")
     if default_config and default_config.flag:
-        config.add_argument(default_config.flag, dest="config", metavar="CONFIG", help="the same as --config")
+        add(default_config.flag, action=one, dest="config", metavar="CONFIG", help="the same as --config")
     add("--name", help="name of the experiment (default: the file name of the configuration)")
     add("-tr", "--trainer_class_name", help="trainer class (default: the configuration's trainer)")
     add("-p", "--plans_identifier", default="nnUNetPlans", help="plans to derive from (default: %(default)s)")

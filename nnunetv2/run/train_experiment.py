@@ -22,6 +22,7 @@ from nnunetv2.run.preprocessed_dataset import (
     read_base_plans,
     read_dataset_json,
 )
+from nnunetv2.run.process_counts import check_process_counts
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.plans_file import (
     EXPERIMENT_KEY,
@@ -98,6 +99,7 @@ def train(args: argparse.Namespace, threads: int) -> None:
     Raises:
         ExperimentError: something is wrong that the user can put right.
     """
+    check_process_counts()
     check_flags(args)
     config = read_experiment(args)
     dataset = find_dataset(args.dataset_name_or_id)
@@ -108,7 +110,7 @@ def train(args: argparse.Namespace, threads: int) -> None:
     plans = base_plans(args, folder) if is_new else stored_plans(args, config, folder)
     device = prepare_device(args.device, args.num_gpus, threads)
     if is_new:
-        plans = derive(args, config, plans, dataset_json)
+        plans = derive(args, config, plans, dataset_json, device)
     trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
     results = Path(str(nnUNet_results)) / dataset / f"{trainer}__{plans['plans_name']}__{args.configuration}"
     check_results(results, plans)
@@ -247,16 +249,19 @@ def base_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return plans
 
 
-def derive(args: argparse.Namespace, config: Any, plans: dict[str, Any], dataset_json: dict) -> dict[str, Any]:
-    """Derive the plans of a new training and check that its pretrained weights are there and fit.
+def derive(
+    args: argparse.Namespace, config: Any, plans: dict[str, Any], dataset_json: dict, device: "torch.device"
+) -> dict[str, Any]:
+    """Derive the plans of a new training; check that there is memory for it, and that its pretrained weights fit.
 
     Raises:
-        ExperimentError: the network cannot be built, or the weights cannot be had or do not fit.
+        ExperimentError: the network cannot be built or trained here, or the weights cannot be had or do not fit.
     """
     from nnunetv2.training.experiment.derive import check_pretrained_weights, derive_plans
+    from nnunetv2.training.experiment.memory import describe_machine
 
-    source = config_source(args.config)
-    derived = derive_plans(plans, args.configuration, dataset_json, config, experiment_name(args), source)
+    source, machine = config_source(args.config), describe_machine(device, args.num_gpus)
+    derived = derive_plans(plans, args.configuration, dataset_json, config, experiment_name(args), source, machine)
     check_pretrained_weights(resolve(derived, args.configuration))
     return derived
 

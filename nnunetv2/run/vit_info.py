@@ -11,7 +11,7 @@ from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
 from nnunetv2.run.train_experiment import schema_of
 from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
 from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import build, find_config, find_file, packaged_configs, read_values
+from nnunetv2.training.experiment.schema import build, find_config, find_path, packaged_configs, read_values
 
 if TYPE_CHECKING:
     from dinov3.weights.layouts import WeightFile
@@ -29,7 +29,7 @@ def run_info_entry(arguments: Sequence[str] | None = None) -> None:
         prog=COMMAND,
         description="List backbones, decoders and packaged configurations, or tell what a file of weights is.",
     )
-    parser.add_argument("weights", nargs="?", help="a file of pretrained weights, or a checkpoint of nnU-Net")
+    parser.add_argument("weights", nargs="?", help="a file or folder of pretrained weights, or a checkpoint of nnU-Net")
     args = parser.parse_args(arguments)
     try:
         lines = overview() if args.weights is None else describe(_existing(args.weights))
@@ -43,7 +43,7 @@ def run_info_entry(arguments: Sequence[str] | None = None) -> None:
 
 
 def _existing(name: str) -> Path:
-    path = find_file(name)
+    path = find_path(name)
     if path is None:
         raise ExperimentError(f"weight file not found: {name!r}")
     return path

@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,8 @@ COMMON_KEYWORDS = {
 }  # fmt: skip
 
 
+# A list as the annotation of an option: `Sequence[int]`, `tuple[float, ...]`.
+LIST_TYPE = re.compile(r"(?:Sequence|list|tuple)\[([^][,]+)(?:, \.\.\.)?\]")
 # Names of Python types to those that YAML gives for them.
 YAML_TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
@@ -49,10 +53,17 @@ class Option:
     def type_names(self) -> list[str]:
         """The types that it takes, of the annotation, or else that of the default: `int`, `list`, `null`, …"""
         if self.annotation:
-            names = [name.strip().partition("[")[0] for name in self.annotation.split("|")]
+            without_elements = LIST_TYPE.sub("list", self.annotation)
+            names = [name.strip().partition("[")[0] for name in without_elements.split("|")]
         else:
             names = [_type_name(self.default)]
         return [{"Sequence": "list", "tuple": "list", "None": "null"}.get(name, name) for name in names]
+
+    @property
+    def elements(self) -> "Option":
+        """What stands in the list that it takes; an option that takes anything, if the annotation does not tell."""
+        types = LIST_TYPE.findall(self.annotation)
+        return Option("", types[0] if len(types) == 1 else "any")
 
 
 def _type_name(default: str) -> str:
@@ -125,13 +136,22 @@ def _has_factory(module: str) -> bool:
     return True
 
 
-def misfit(value: object, option: Option) -> str:
-    """Say what type an option must have; empty if the value has it, or if nobody knows the type."""
+def misfits(name: str, value: object, option: Option) -> Iterator[str]:
+    """Say what type an option and the elements of its list must have, where they have another.
+
+    Args:
+        name: what to call the option in the message.
+        value: its value.
+        option: its keyword in the factory; types that nobody knows take any value.
+    """
     names = option.type_names
-    accepted = tuple(kind for name in names for kind in YAML_TYPES.get(name, (object,)))
+    accepted = tuple(kind for type_name in names for kind in YAML_TYPES.get(type_name, (object,)))
     # Python counts a bool as an int
-    fits = isinstance(value, accepted) and (not isinstance(value, bool) or bool in accepted or object in accepted)
-    return "" if fits else " or ".join(names)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and not {bool, object} & {*accepted}):
+        yield f"{name} must be {' or '.join(names)}, found {value!r}"
+    elif isinstance(value, list):
+        for index, element in enumerate(value):
+            yield from misfits(f"{name}[{index}]", element, option.elements)
 
 
 def _keywords(arguments: ast.arguments) -> dict[str, Option]:

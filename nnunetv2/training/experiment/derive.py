@@ -1,5 +1,6 @@
 """Derive the plans of an experiment from nnU-Net's plans and a configuration; everything automatic is resolved here."""
 
+import functools
 import json
 import pydoc
 from copy import deepcopy
@@ -20,6 +21,7 @@ from nnunetv2.model.backbone import (
 from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.training.experiment.decoder_options import FACTORY, RESOLVER
 from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.training.experiment.memory import Machine, check_memory
 from nnunetv2.training.experiment.plans_file import (
     CONFIG_PATH_KEY,
     EXPERIMENT_KEY,
@@ -41,6 +43,7 @@ def derive_plans(
     config: Any,
     name: str,
     config_path: str | None = None,
+    machine: Machine | None = None,
 ) -> dict[str, Any]:
     """Derive the plans of an experiment.
 
@@ -54,12 +57,14 @@ def derive_plans(
         config: the checked configuration, such as a `ViTnnUNetConfig`.
         name: name of the experiment; the derived plans are called `<plans>_<name>`.
         config_path: where the configuration was read from, to be noted in the plans; None if from no file.
+        machine: where the configuration will be trained; None: its memory is not checked.
 
     Returns:
         New plans.
 
     Raises:
-        ExperimentError: the configuration is not a 2D one, or the network cannot be built as configured.
+        ExperimentError: the configuration is not a 2D one, the network cannot be built as configured, or its training
+            surely needs more memory than there is.
     """
     check_configuration(plans, configuration)
     derived = deepcopy(plans)
@@ -75,8 +80,11 @@ def derive_plans(
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     num_classes = count_classes(derived, dataset_json)
-    for planar in derived["configurations"].values():
-        _resolve_layers(planar, num_classes)
+    for planar_name, planar in derived["configurations"].items():
+        network = build_on_meta(planar, num_classes)
+        if machine is not None and planar_name == configuration:
+            check_memory(planar, network, num_classes, machine)
+        _resolve_layers(planar, network, num_classes)
     return derived
 
 
@@ -202,15 +210,17 @@ def _not_to_be_built(error: Exception) -> ExperimentError:
     return ExperimentError(f"the network cannot be built as configured: {kind}{' '.join(str(error).split())}")
 
 
-def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
-    """Build and run the network without memory, so that nothing impossible is written; note its feature layers."""
+def _resolve_layers(planar: dict[str, Any], network: nn.Module, num_classes: int) -> None:
+    """Run the network without memory, so that nothing impossible is written; note its feature layers."""
     architecture = planar["architecture"]
-    network = build_on_meta(planar, num_classes)
     smallest = getattr(network, "patch_size", 1)
     if min(planar["patch_size"]) < smallest:
         raise ExperimentError(
             f"train.patch_size must be at least one ViT patch ({smallest} × {smallest}), found {planar['patch_size']}"
         )
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.register_forward_pre_hook(functools.partial(_check_batch_norm, planar))
     try:
         with torch.no_grad():
             channels = len(planar["normalization_schemes"])
@@ -228,6 +238,17 @@ def _resolve_layers(planar: dict[str, Any], num_classes: int) -> None:
                 f"expected {expected}"
             )
     architecture["arch_kwargs"]["out_layers"] = layers
+
+
+def _check_batch_norm(planar: dict[str, Any], module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Check that batch norm gets more than one value per channel: PyTorch's own message names no option."""
+    shape = inputs[0].shape
+    if module.training and shape.numel() == shape[1]:
+        raise ValueError(
+            "a batch norm of the decoder gets a single value per channel in training, with train.batch_size="
+            f"{planar['batch_size']} and train.patch_size={list(planar['patch_size'])}: raise one of them, or choose a "
+            "decoder, or its option, without batch norm"
+        )
 
 
 def check_pretrained_weights(planar: dict[str, Any]) -> None:

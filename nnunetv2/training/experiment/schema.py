@@ -81,9 +81,15 @@ def _packaged() -> dict[str, Path]:
 
 def find_file(name: str) -> Path | None:
     """Return the path of a file, `~` expanded; None if there is no such file, or it cannot be one's name."""
+    path = find_path(name)
+    return path if path is not None and path.is_file() else None
+
+
+def find_path(name: str) -> Path | None:
+    """Return the path of a file or folder, `~` expanded; None if there is none, or it cannot be one's name."""
     try:
         path = Path(name).expanduser()
-        return path if path.is_file() else None
+        return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long, an unknown user, a zero byte
         return None
 

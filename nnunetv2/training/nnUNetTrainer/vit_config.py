@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
+from urllib.error import HTTPError
 
 from nnunetv2.model.backbone_families import (
     FAMILIES,
@@ -11,10 +12,10 @@ from nnunetv2.model.backbone_families import (
     check_backbone,
     did_you_mean,
     get_family,
-    hub_repository,
+    repository_without_timm,
 )
-from nnunetv2.training.experiment.decoder_options import MASK2FORMER, misfit, read_factory
-from nnunetv2.training.experiment.schema import Rule, above, at_least, find_file, one_of, option, within
+from nnunetv2.training.experiment.decoder_options import MASK2FORMER, misfits, read_factory
+from nnunetv2.training.experiment.schema import Rule, above, at_least, find_path, one_of, option, within
 
 # `Optional[...]`, not `... | None`, in the fields: every omegaconf that we allow reads it.
 # ruff: noqa: UP045
@@ -62,14 +63,18 @@ class BackboneConfig:
     def weight_problems(self) -> Iterator[str]:
         """Yield why a new training cannot have its pretrained weights, as far as it shows without torch and timm."""
         if self.checkpoint_path:
-            if find_file(self.checkpoint_path) is None:
+            if find_path(self.checkpoint_path) is None:
                 yield f"model.checkpoint_path: no such file: {self.checkpoint_path!r}"
-        elif self.pretrained and not self.backbone.startswith(TIMM_PREFIX):
+        elif self.pretrained:
             from dinov3.weights.hub import require_hub_weights  # the hub's client takes longer to load than the rest
 
             try:
-                require_hub_weights(hub_repository(self.backbone, self.backbone_size))
+                repository = repository_without_timm(self.backbone, self.backbone_size)
+                if repository is not None:
+                    require_hub_weights(repository)
             except ValueError as error:
+                if self.backbone.startswith(TIMM_PREFIX) and isinstance(error.__cause__, HTTPError):
+                    return  # the hub answers and knows no such name: timm will say which there are
                 yield f"model.pretrained is true, but {error}: {NO_WEIGHTS_REMEDY}"
 
 
@@ -99,8 +104,8 @@ class ViTModelConfig(BackboneConfig):
                 hint = did_you_mean(str(key), factory.options)
                 allowed = ", ".join(factory.options)
                 yield f"unknown key model.decoder.{key} (value {value!r}){hint}; allowed: {allowed}"
-            elif expected := misfit(value, factory.options[key]):
-                yield f"model.decoder.{key} must be {expected}, found {value!r}"
+            else:
+                yield from misfits(f"model.decoder.{key}", value, factory.options[key])
 
 
 @dataclass

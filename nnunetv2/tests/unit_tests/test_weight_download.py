@@ -1,0 +1,146 @@
+"""Downloads that do not answer, stall or break off: one attempt, one sentence, nothing left behind."""
+
+import hashlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from dinov3.hub.backbones import create_model
+from dinov3.weights import download
+from dinov3.weights.hub import download_hub_weights, download_url, require_hub_weights
+from nnunetv2.model.backbone import find_pretrained_weights
+
+CONTENT = bytes(range(256)) * 4096
+REPOSITORY = "timm/vit_small_patch16_dinov3.lvd1689m"
+RESET = struct.pack("ii", 1, 0)  # closing the connection then resets it
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the folder in the address says."""
+
+    def log_message(self, *arguments: object) -> None:
+        """Write nothing."""
+
+    def do_HEAD(self) -> None:
+        """Promise the whole content."""
+        self.send_response(404 if "absent" in self.path else 200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        """Give the content, or a part of it."""
+        self.server.requests.append(self.path)
+        if "silent" in self.path:
+            self.server.is_over.wait()
+        elif "garbage" in self.path:
+            self.wfile.write(b"no answer\r\n\r\n")
+        else:
+            self.do_HEAD()
+            self.wfile.write(CONTENT if "whole" in self.path else CONTENT[:200_000])
+        if "stall" in self.path:
+            self.server.is_over.wait()
+        if "reset" in self.path:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            self.connection.close()
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests, server.is_over = [], threading.Event()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.is_over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty caches, and limits of time that a test can wait for."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.4)
+    return tmp_path / "assets"
+
+
+def be_the_hub(server: ThreadingHTTPServer, behaviour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"http://127.0.0.1:{server.server_port}/{behaviour}/{{repo_id}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+
+
+BROKEN = [
+    ("close", "the connection broke off after 200000 of 1048576 bytes"),
+    ("reset", "the connection broke off after"),
+    ("stall", "nothing came for 0.4 s after"),
+    ("silent", "timed out"),
+    ("garbage", "the answer is not HTTP"),
+    ("absent", "HTTP Error 404"),
+]
+
+
+def test_the_limits_of_time_are_below_ten_seconds():
+    assert download.ANSWER_SECONDS + download.STALL_SECONDS < 10
+
+
+@pytest.mark.parametrize(("behaviour", "told"), BROKEN)
+def test_a_hub_that_breaks_off_is_told_with_the_remedy(server, assets: Path, monkeypatch, behaviour: str, told: str):
+    be_the_hub(server, behaviour, monkeypatch)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="could not be downloaded") as caught:
+        find_pretrained_weights("dinov3", "small")
+    message = str(caught.value)
+    assert time.monotonic() - start < 5 and len(server.requests) == 1  # not asked again
+    assert REPOSITORY in message and told in message and "set model.checkpoint_path to a local file" in message
+    assert "\n" not in message and not [path for path in assets.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(("behaviour", "told"), BROKEN)
+def test_so_is_an_address(server, assets: Path, behaviour: str, told: str):
+    with pytest.raises(ValueError, match="could not be downloaded") as caught:
+        download_url(f"http://127.0.0.1:{server.server_port}/{behaviour}/weights.pth")
+    assert told in str(caught.value)
+    assert not [path for path in (assets.parent / "torch").rglob("*") if path.is_file()]
+
+
+def test_the_hub_module_names_its_own_remedy(server, assets: Path, monkeypatch):
+    be_the_hub(server, "close", monkeypatch)
+    with pytest.raises(ValueError, match=r"broke off .*: pass a file as weights, or pretrained=False"):
+        create_model("dinov3_vits16", embed_dim=96, depth=1, num_heads=3)
+
+
+def test_a_whole_download_is_kept(server, assets: Path, monkeypatch):
+    be_the_hub(server, "whole", monkeypatch)
+    path = download_hub_weights(REPOSITORY)
+    assert path.read_bytes() == CONTENT and path.is_relative_to(assets)
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+    assert download_hub_weights(REPOSITORY) == path and len(server.requests) == 1
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    require_hub_weights(REPOSITORY)  # in the cache: no network is needed
+
+
+def test_the_hash_in_a_name_is_checked(server, assets: Path):
+    address = f"http://127.0.0.1:{server.server_port}/whole/weights-"
+    digest = hashlib.sha256(CONTENT).hexdigest()[:8]
+    assert download_url(f"{address}{digest}.pth", check_hash=True).read_bytes() == CONTENT
+    with pytest.raises(ValueError, match=f"its hash starts with {digest}, expected 01234567"):
+        download_url(f"{address}01234567.pth", check_hash=True)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(server, assets: Path, monkeypatch):
+    be_the_hub(server, "absent", monkeypatch)
+    with pytest.raises(ValueError, match="HTTP Error 404"):
+        require_hub_weights(REPOSITORY)
+    assert server.requests == []
