@@ -1,16 +1,27 @@
-"""Commands run as a user would, on a small drawn data set that is planned and preprocessed once."""
+"""Commands run as a user would, on a small drawn data set that is planned and preprocessed once.
 
+A process of its own loads torch and nnU-Net for seconds, so that commands are called in the process of the tests
+(`Workplace.run`, `Workplace.attempt`, `refused`) unless the process itself is what a test is about (`attempt_process`).
+"""
+
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import torch
 from make_fundus import make_dataset
+
+from nnunetv2.run.train_experiment import THREAD_VARIABLES
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 DATASET_ID = "900"
@@ -31,8 +42,6 @@ train:
   seed: 3
 """
 
-Command = Callable[..., subprocess.CompletedProcess]
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -40,6 +49,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
             if not item.get_closest_marker("xdist_group"):
                 item.add_marker(pytest.mark.xdist_group(item.path.stem))  # the tests of a file share what they train
+
+
+def succeeded(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, f"{result.args}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
 
 
 class Workplace:
@@ -54,15 +68,50 @@ class Workplace:
     def variables(self) -> dict[str, str]:
         return {**os.environ, **{name: str(folder) for name, folder in self.folders.items()}}
 
-    def attempt(self, command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[pytest.MonkeyPatch]:
+        """Be in the folder with nnU-Net's variables set; afterwards the process is as it was."""
+        threads = torch.get_num_threads()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, folder in self.folders.items():
+                patch.setenv(name, str(folder))
+            for name in THREAD_VARIABLES:  # the commands set them
+                patch.setenv(name, os.environ.get(name, "1"))
+            patch.chdir(self.root)
+            yield patch
+        torch.set_num_threads(threads)
+
+    def attempt(self, command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Call the entry point of a command in this process."""
+        (entry,) = entry_points(group="console_scripts", name=command)
+        line, code = [command, *map(str, arguments)], 0
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as output,
+            contextlib.redirect_stderr(io.StringIO()) as errors,
+            self.entered() as patch,
+        ):
+            patch.setattr(sys, "argv", line)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            try:
+                entry.load()()
+            except SystemExit as end:
+                code = end.code or 0
+        return subprocess.CompletedProcess(line, code, output.getvalue(), errors.getvalue())
+
+    def run(self, command: str, *arguments: object, **variables: str) -> str:
+        """Call the entry point of a command in this process; return what it prints."""
+        return succeeded(self.attempt(command, *arguments, **variables))
+
+    def attempt_process(self, command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as a process of its own."""
         line = [str(SCRIPTS / command), *map(str, arguments)]
         everything = {**self.variables(), **variables}
         return subprocess.run(line, env=everything, cwd=self.root, capture_output=True, text=True, check=False)
 
-    def run(self, command: str, *arguments: object, **variables: str) -> str:
-        result = self.attempt(command, *arguments, **variables)
-        assert result.returncode == 0, f"{command} {arguments}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-        return result.stdout
+    def run_process(self, command: str, *arguments: object, **variables: str) -> str:
+        """Run a command as a process of its own; return what it prints."""
+        return succeeded(self.attempt_process(command, *arguments, **variables))
 
     def kill_once_there_is(self, file: Path, command: str, *arguments: object) -> None:
         """Run a command, and kill it and its processes as soon as a file is there."""
@@ -82,6 +131,11 @@ class Workplace:
         # nnU-Net's planner sets as many threads as there are augmentation processes, and fails for none
         options = ("-d", dataset_id, "-c", "2d", "-npfp", 2, "-np", 2)
         self.run("nnUNetv2_plan_and_preprocess", *options, nnUNet_n_proc_DA="1")
+
+    def files(self) -> dict[Path, float]:
+        """What training commands may write, with the time of the last change of each file."""
+        paths = [path for folder in (self.preprocessed, self.results) for path in folder.rglob("*")]
+        return {path: path.stat().st_mtime if path.is_file() else 0.0 for path in paths}
 
     @property
     def raw(self) -> Path:
@@ -143,3 +197,17 @@ def base_plans(dataset_folder: Path) -> dict:
 @pytest.fixture
 def dataset_json(dataset_folder: Path) -> dict:
     return json.loads((dataset_folder / "dataset.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Call a command that must end with exit code 2 and write nothing; return the last line of its errors."""
+
+    def call(place: Workplace, *arguments: object, command: str = "nnUNetv2_train_vit") -> str:
+        before = place.files()
+        result = place.attempt(command, *arguments)
+        assert result.returncode == 2 and "Traceback" not in result.stderr, result.stdout + result.stderr
+        assert place.files() == before
+        return result.stderr.strip().splitlines()[-1]
+
+    return call
