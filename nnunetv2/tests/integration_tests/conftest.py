@@ -43,12 +43,24 @@ train:
 """
 
 
+# What trains before the tests that take it: these run in one worker, so that nothing is trained twice.
+TRAINING_FIXTURES = ("trained", "drawn")
+# Run first, so that no worker is left with a long one at the end when the other has nothing more to do.
+LONGEST_FIRST = ("test_overfit", "test_real_data", "test_main_job", "test_m2f_trainer", "test_draw_queries")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
-            if not item.get_closest_marker("xdist_group"):
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))  # the tests of a file share what they train
+            for name in set(TRAINING_FIXTURES) & set(item.fixturenames):
+                item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=_place)  # a group runs at the place of its first test
+
+
+def _place(item: pytest.Item) -> int:
+    return LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 def succeeded(result: subprocess.CompletedProcess[str]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import NETWORKS, SAME_NETWORK
 from torch import nn
 
 from nnunetv2.model.backbone import FAMILIES
@@ -35,7 +36,7 @@ DECODERS = {
     "primus_multiscale": ("primus", {"multiscale": True}),
     "linear": ("model_linear", {}),
 }
-everywhere = pytest.mark.parametrize("family", FAMILIES)
+everywhere = pytest.mark.parametrize("family", NETWORKS)
 every_decoder = pytest.mark.parametrize("decoder", DECODERS)
 
 
@@ -52,24 +53,36 @@ def without_dropout(decoder: str) -> dict[str, float]:
     return {name: 0.0 for name in ("decoder_dropout", "dropout") if name in options}
 
 
-def test_every_packaged_decoder_is_tested():
+def test_every_packaged_decoder_and_every_family_is_tested():
     tested = {f"nnunetv2.model.{module}" for module, _ in DECODERS.values()}
     assert tested | {"nnunetv2.model.model"} == set(packaged_decoders())
+    assert {*NETWORKS, *SAME_NETWORK} >= set(FAMILIES)
 
 
 def parameters_with_gradient(model: nn.Module) -> set[str]:
     return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(("family", "channels"), [("dinov3", 1), ("dinov3", 3), *((name, 4) for name in NETWORKS)])
 @every_decoder
-@everywhere
 def test_logits_have_the_size_of_the_image(family: str, decoder: str, channels: int):
     model = model_for(family, decoder, input_channels=channels)
     for size in ((64, 64), (80, 112), (97, 131)):
         logits = model(torch.rand(1, channels, *size))  # a batch of one in training mode
         assert logits.shape == (1, 3, *size) and logits.dtype == torch.float32
     assert model.eval()(torch.rand(1, channels, 5, 3)).shape == (1, 3, 5, 3)
+
+
+@pytest.mark.parametrize(("family", "same"), SAME_NETWORK.items())
+def test_families_that_share_a_network_give_the_same_logits(family: str, same: str):
+    """So that the tests over `NETWORKS` hold for every family."""
+    model, other = model_for(family).eval(), model_for(same).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        other.load_state_dict(model.state_dict())
+        image = torch.rand(1, 3, 50, 60)
+        assert torch.equal(model(image), other(image))
 
 
 @every_decoder
