@@ -141,7 +141,7 @@ class Workplace:
 
     def plan(self, dataset_id: str) -> None:
         # nnU-Net's planner sets as many threads as there are augmentation processes, and fails for none
-        options = ("-d", dataset_id, "-c", "2d", "-npfp", 2, "-np", 2)
+        options = ("-d", dataset_id, "-c", "2d", "-npfp", 1, "-np", 1)
         self.run("nnUNetv2_plan_and_preprocess", *options, nnUNet_n_proc_DA="1")
 
     def files(self) -> dict[Path, float]:
@@ -196,7 +196,7 @@ def dataset_folder(workplace: Workplace) -> Path:
 def trained(workplace: Workplace) -> Workplace:
     """Two trained experiments, `one` (full fine-tuning) and `two` (LoRA), with saved validation probabilities."""
     train = ("nnUNetv2_train_vit", DATASET_ID, "2d", 0, "--config", workplace.root / "tiny.yaml", "-device", "cpu")
-    workplace.run(*train, "--name", "one", "--npz")
+    workplace.run_process(*train, "--name", "one", "--npz")
     workplace.run(*train, "--name", "two", "--npz", "lora.enabled=true", "train.seed=4")
     return workplace
 

@@ -27,7 +27,12 @@ def segmentations(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def predicted(trained) -> Path:
-    return predict(trained, "predicted_one", "nnUNetPlans_one", "--save_probabilities")
+    folder = trained.root / "predicted_one"
+    images = trained.raw / DATASET / "imagesTs"
+    trained.run_process(
+        "nnUNetv2_predict", "-i", images, "-o", folder, *MODEL, "nnUNetPlans_one", "--save_probabilities"
+    )
+    return folder
 
 
 def test_results_hold_everything(trained):
