@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +28,7 @@ class Case(NamedTuple):
     heads: int  # output channels: classes, or regions
     ignored: str = ""  # a label that is declared as nnU-Net's ignore label
     side: int = 0  # of what is cut out of the middle of the images; 0: nothing is cut
-    daily: bool = (
-        False  # a dense decoder and a mask transformer of each data set are; all are part of the nightly tests
-    )
+    daily: bool = False  # whether `make test` runs it too, and not `make test-nightly` only
 
     def __str__(self) -> str:
         return f"{self.config}-{self.dataset}{'-ignore' if self.ignored else ''}"
@@ -173,21 +171,18 @@ def planned(real_data: Path, make_workplace: Callable) -> Callable:
     return prepare
 
 
-def cases(choose: Callable[[Case], bool], nightly: bool) -> list:
-    """Parameters of a test; each data set is planned by one process, and different ones can run side by side."""
-    marks = [pytest.mark.nightly] if nightly else []
-    chosen = [case for case in CASES if choose(case)]
+def parameters(chosen: Iterable[Case], *marks: pytest.MarkDecorator) -> list:
+    """Each data set is planned by one worker, and different ones can run side by side."""
     return [pytest.param(case, marks=[*marks, pytest.mark.xdist_group(case.dataset)]) for case in chosen]
 
 
-def is_interrupted_daily(case: Case) -> bool:
-    """Whether a case is killed and resumed in the daily tests too; the others are in the nightly ones."""
-    return case.number == 102
+# In `make test` a dense decoder and a mask transformer are killed and resumed, in `make test-nightly` all of them.
+INTERRUPTED = [case for case in CASES if case.number == 102]
+STRAIGHT = [case for case in CASES if case.daily and case not in INTERRUPTED]
+NIGHTLY = [case for case in CASES if case not in INTERRUPTED]
 
 
-@pytest.mark.parametrize(
-    "case", cases(lambda case: case.daily and not is_interrupted_daily(case), nightly=False), ids=str
-)
+@pytest.mark.parametrize("case", parameters(STRAIGHT), ids=str)
 def test_train_and_predict(case: Case, real_data: Path, planned: Callable, tmp_path: Path):
     place, test = planned(case, tmp_path)
     place.run(*training(case), "--config", case.config, *TINY, *case.options)
@@ -197,11 +192,7 @@ def test_train_and_predict(case: Case, real_data: Path, planned: Callable, tmp_p
     check_drawing(case, real_data, place, results.parent, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [*cases(is_interrupted_daily, nightly=False), *cases(lambda case: not is_interrupted_daily(case), nightly=True)],
-    ids=str,
-)
+@pytest.mark.parametrize("case", [*parameters(INTERRUPTED), *parameters(NIGHTLY, pytest.mark.nightly)], ids=str)
 def test_train_resume_and_predict(case: Case, real_data: Path, planned: Callable, tmp_path: Path):
     """All of it as processes, the first one killed."""
     place, test = planned(case, tmp_path)
