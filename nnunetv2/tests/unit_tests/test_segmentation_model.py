@@ -1,5 +1,6 @@
 """Behaviours that every decoder shares; parametrised over the decoders and backbone families."""
 
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -112,14 +113,19 @@ def centre_of_mass(heat: torch.Tensor) -> torch.Tensor:
     return torch.stack([(heat.sum(1) * rows).sum(), (heat.sum(0) * columns).sum()]) / heat.sum()
 
 
-def reaction(model: ViTSegmentationModel, size: tuple[int, int], dot: tuple[int, int]) -> torch.Tensor:
-    """Where, in pixels, the logits react to one bright patch, `dot` in (row, column) of the patch grid."""
+def reactions(
+    model: ViTSegmentationModel, size: tuple[int, int], dots: list[tuple[int, int]]
+) -> Iterator[torch.Tensor]:
+    """Where, in pixels, the logits react to one bright patch, for each dot in (row, column) of the patch grid."""
     patch = model.patch_size
-    image = torch.zeros(1, 3, *size)
-    image[..., dot[0] * patch : (dot[0] + 1) * patch, dot[1] * patch : (dot[1] + 1) * patch] = 1
+    images = torch.zeros(1 + len(dots), 3, *size)
+    for image, (row, column) in zip(images[1:], dots, strict=True):
+        image[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 1
     with torch.no_grad():
-        heat = (model(image) - model(torch.zeros_like(image))).abs().sum((0, 1))
-    return centre_of_mass((heat - 0.3 * heat.max()).clamp(min=0))
+        dark, *bright = model(images)
+    for logits in bright:
+        heat = (logits - dark).abs().sum(0)
+        yield centre_of_mass((heat - 0.3 * heat.max()).clamp(min=0))
 
 
 def misplacement(model: ViTSegmentationModel, size: tuple[int, int]) -> tuple[float, float]:
@@ -129,7 +135,7 @@ def misplacement(model: ViTSegmentationModel, size: tuple[int, int]) -> tuple[fl
     """
     model.backbone = DotBackbone(model.patch_size, model.embed_dim)
     dots = [(4, 5), (11, 16)]
-    first, second = (reaction(model, size, dot) for dot in dots)
+    first, second = reactions(model, size, dots)
     true_first, true_second = ((torch.tensor(dot) + 0.5) * model.patch_size for dot in dots)
     return float((second - first - (true_second - true_first)).norm()), float((first - true_first).norm())
 
@@ -263,6 +269,7 @@ def test_every_decoder_compiles_in_one_piece(decoder: str):
     check_compiled(model_for(decoder=decoder, freeze_backbone=True, **without_dropout(decoder)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mode", [{"use_lora": True, "lora_dropout": 0.0}, {"freeze_backbone": False}])
 def test_every_mode_compiles_in_one_piece(mode: dict):
     check_compiled(model_for(decoder_dropout=0.0, **mode))
