@@ -13,15 +13,14 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from make_fundus import make_dataset
-
-from nnunetv2.run.train_experiment import THREAD_VARIABLES
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 DATASET_ID = "900"
@@ -80,35 +79,24 @@ class Workplace:
     def variables(self) -> dict[str, str]:
         return {**os.environ, **{name: str(folder) for name, folder in self.folders.items()}}
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[pytest.MonkeyPatch]:
-        """Be in the folder with nnU-Net's variables set; afterwards the process is as it was."""
-        threads = torch.get_num_threads()
-        with pytest.MonkeyPatch.context() as patch:
-            for name, folder in self.folders.items():
-                patch.setenv(name, str(folder))
-            for name in THREAD_VARIABLES:  # the commands set them
-                patch.setenv(name, os.environ.get(name, "1"))
-            patch.chdir(self.root)
-            yield patch
-        torch.set_num_threads(threads)
-
     def attempt(self, command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Call the entry point of a command in this process."""
+        """Call the entry point of a command in this process, which afterwards is as it was."""
         (entry,) = entry_points(group="console_scripts", name=command)
-        line, code = [command, *map(str, arguments)], 0
+        line, code, threads = [command, *map(str, arguments)], 0, torch.get_num_threads()
         with (
             contextlib.redirect_stdout(io.StringIO()) as output,
             contextlib.redirect_stderr(io.StringIO()) as errors,
-            self.entered() as patch,
+            mock.patch.dict(os.environ, {**self.variables(), **variables}),
+            pytest.MonkeyPatch.context() as patch,
         ):
+            patch.chdir(self.root)
             patch.setattr(sys, "argv", line)
-            for name, value in variables.items():
-                patch.setenv(name, value)
             try:
                 entry.load()()
             except SystemExit as end:
                 code = end.code or 0
+            finally:
+                torch.set_num_threads(threads)
         return subprocess.CompletedProcess(line, code, output.getvalue(), errors.getvalue())
 
     def run(self, command: str, *arguments: object, **variables: str) -> str:
