@@ -12,14 +12,13 @@ ROOT = Path(__file__).resolve().parent
 SHARED = ROOT.parent / "shared"
 REAL_DATA = SHARED / "data" / "nnUNet_raw"
 GOLDEN = SHARED / "golden"
-CORES = str(os.cpu_count() or 1)
 
 # Before NumPy and torch are loaded, here and in every command that a test starts.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny: threads would wait for each other
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # and the workers beside them need the cores
 os.environ["nnUNet_n_proc_DA"] = "0"
-os.environ["nnUNet_def_n_proc"] = CORES
+os.environ["nnUNet_def_n_proc"] = "1"  # each process that nnU-Net starts loads torch, for a handful of cases
 
 
 def overlay_files() -> list[Path]:

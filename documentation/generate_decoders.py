@@ -65,8 +65,9 @@ DECODERS = {
 OTHER_PAPERS = {"primus_multiscale": "[Li et al. 2025](https://arxiv.org/abs/2509.02379)"}
 
 
+@cache
 def read_config(name: str) -> Any:
-    """Return a packaged configuration as it goes into the plans."""
+    """Return a packaged configuration as it goes into the plans; it is read once."""
     values = read_values(find_config(name))
     return build(schema_of(values["trainer"]), values, name)
 

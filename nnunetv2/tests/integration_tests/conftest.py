@@ -1,15 +1,25 @@
-"""Commands run as a user would, on a small drawn data set that is planned and preprocessed once."""
+"""Commands run as a user would, on a small drawn data set that is planned and preprocessed once.
 
+A process of its own loads torch and nnU-Net for seconds, so that commands are called in the process of the tests
+(`Workplace.run`, `Workplace.attempt`, `refused`) unless the process itself is what a test is about (`attempt_process`).
+"""
+
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from make_fundus import make_dataset
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -31,15 +41,30 @@ train:
   seed: 3
 """
 
-Command = Callable[..., subprocess.CompletedProcess]
+
+# What trains before the tests that take it: these run in one worker, so that nothing is trained twice.
+TRAINING_FIXTURES = ("trained", "drawn")
+# Run first, so that no worker is left with a long one at the end when the other has nothing more to do.
+LONGEST_FIRST = ("test_overfit", "test_real_data", "test_main_job", "test_m2f_trainer", "test_draw_queries")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
-            if not item.get_closest_marker("xdist_group"):
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))  # the tests of a file share what they train
+            for name in set(TRAINING_FIXTURES) & set(item.fixturenames):
+                item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=_place)  # a group runs at the place of its first test
+
+
+def _place(item: pytest.Item) -> int:
+    return LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+def succeeded(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, f"{result.args}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
 
 
 class Workplace:
@@ -54,15 +79,39 @@ class Workplace:
     def variables(self) -> dict[str, str]:
         return {**os.environ, **{name: str(folder) for name, folder in self.folders.items()}}
 
-    def attempt(self, command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
+    def attempt(self, command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Call the entry point of a command in this process, which afterwards is as it was."""
+        (entry,) = entry_points(group="console_scripts", name=command)
+        line, code, threads = [command, *map(str, arguments)], 0, torch.get_num_threads()
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as output,
+            contextlib.redirect_stderr(io.StringIO()) as errors,
+            mock.patch.dict(os.environ, {**self.variables(), **variables}),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.chdir(self.root)
+            patch.setattr(sys, "argv", line)
+            try:
+                entry.load()()
+            except SystemExit as end:
+                code = end.code or 0
+            finally:
+                torch.set_num_threads(threads)
+        return subprocess.CompletedProcess(line, code, output.getvalue(), errors.getvalue())
+
+    def run(self, command: str, *arguments: object, **variables: str) -> str:
+        """Call the entry point of a command in this process; return what it prints."""
+        return succeeded(self.attempt(command, *arguments, **variables))
+
+    def attempt_process(self, command: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as a process of its own."""
         line = [str(SCRIPTS / command), *map(str, arguments)]
         everything = {**self.variables(), **variables}
         return subprocess.run(line, env=everything, cwd=self.root, capture_output=True, text=True, check=False)
 
-    def run(self, command: str, *arguments: object, **variables: str) -> str:
-        result = self.attempt(command, *arguments, **variables)
-        assert result.returncode == 0, f"{command} {arguments}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-        return result.stdout
+    def run_process(self, command: str, *arguments: object, **variables: str) -> str:
+        """Run a command as a process of its own; return what it prints."""
+        return succeeded(self.attempt_process(command, *arguments, **variables))
 
     def kill_once_there_is(self, file: Path, command: str, *arguments: object) -> None:
         """Run a command, and kill it and its processes as soon as a file is there."""
@@ -80,8 +129,13 @@ class Workplace:
 
     def plan(self, dataset_id: str) -> None:
         # nnU-Net's planner sets as many threads as there are augmentation processes, and fails for none
-        options = ("-d", dataset_id, "-c", "2d", "-npfp", 2, "-np", 2)
+        options = ("-d", dataset_id, "-c", "2d", "-npfp", 1, "-np", 1)
         self.run("nnUNetv2_plan_and_preprocess", *options, nnUNet_n_proc_DA="1")
+
+    def files(self) -> dict[Path, float]:
+        """What training commands may write, with the time of the last change of each file."""
+        paths = [path for folder in (self.preprocessed, self.results) for path in folder.rglob("*")]
+        return {path: path.stat().st_mtime if path.is_file() else 0.0 for path in paths}
 
     @property
     def raw(self) -> Path:
@@ -130,7 +184,7 @@ def dataset_folder(workplace: Workplace) -> Path:
 def trained(workplace: Workplace) -> Workplace:
     """Two trained experiments, `one` (full fine-tuning) and `two` (LoRA), with saved validation probabilities."""
     train = ("nnUNetv2_train_vit", DATASET_ID, "2d", 0, "--config", workplace.root / "tiny.yaml", "-device", "cpu")
-    workplace.run(*train, "--name", "one", "--npz")
+    workplace.run_process(*train, "--name", "one", "--npz")
     workplace.run(*train, "--name", "two", "--npz", "lora.enabled=true", "train.seed=4")
     return workplace
 
@@ -143,3 +197,17 @@ def base_plans(dataset_folder: Path) -> dict:
 @pytest.fixture
 def dataset_json(dataset_folder: Path) -> dict:
     return json.loads((dataset_folder / "dataset.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Call a command that must end with exit code 2 and write nothing; return the last line of its errors."""
+
+    def call(place: Workplace, *arguments: object, command: str = "nnUNetv2_train_vit") -> str:
+        before = place.files()
+        result = place.attempt(command, *arguments)
+        assert result.returncode == 2 and "Traceback" not in result.stderr, result.stdout + result.stderr
+        assert place.files() == before
+        return result.stderr.strip().splitlines()[-1]
+
+    return call

@@ -1,35 +1,21 @@
 """What a user can get wrong on the command line: one sentence, exit code 2, nothing written."""
 
-import json
+import contextlib
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from dinov3.weights.reading import read_checkpoint
 from nnunetv2.model.backbone import create_backbone
 
 ID = "900"
-
-
-def snapshot(place) -> dict[Path, float]:
-    files = [p for folder in (place.preprocessed, place.results) for p in folder.rglob("*")]
-    return {path: path.stat().st_mtime if path.is_file() else 0.0 for path in files}
-
-
-def last_line_of_refusal(place, *arguments: object) -> str:
-    before = snapshot(place)
-    result = place.attempt("nnUNetv2_train_vit", *arguments)
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    assert snapshot(place) == before
-    return result.stderr.strip().splitlines()[-1]
-
-
+Refused = Callable[..., str]
+SCRIPT = Path(__file__).resolve().parents[3] / "nnUNetv2_train_vit.py"
 CONFIG = ("--config", "tiny.yaml", "-device", "cpu")
 
 
@@ -51,12 +37,12 @@ CONFIG = ("--config", "tiny.yaml", "-device", "cpu")
         ("train: 5", "train must be a mapping, found 5"),
     ],
 )
-def test_wrong_files(workplace, text: str | None, told: str):
+def test_wrong_files(refused: Refused, workplace, text: str | None, told: str):
     path = workplace.root / "wrong.yaml"
     path.unlink(missing_ok=True)
     if text is not None:
         path.write_text(text)
-    assert told in last_line_of_refusal(workplace, ID, "2d", "0", "--config", "wrong.yaml", "-device", "cpu")
+    assert told in refused(workplace, ID, "2d", "0", "--config", "wrong.yaml", "-device", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +92,8 @@ def test_wrong_files(workplace, text: str | None, told: str):
         ("model.pretrained=true", "there are no pretrained weights of dinov3 tiny to download"),
     ],
 )
-def test_wrong_values(workplace, override: str, told: str):
-    assert told in last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, override)
+def test_wrong_values(refused: Refused, workplace, override: str, told: str):
+    assert told in refused(workplace, ID, "2d", "0", *CONFIG, override)
 
 
 @pytest.mark.parametrize(
@@ -120,21 +106,19 @@ def test_wrong_values(workplace, override: str, told: str):
         (["model.backbone=timm:vit_tiny_patch16_224"], "the pretrained weights of timm/vit_tiny_patch16_224"),
     ],
 )
-def test_weights_that_are_not_there(workplace, overrides: list[str], told: str):
-    message = last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, "model.pretrained=true", *overrides)
+def test_weights_that_are_not_there(refused: Refused, workplace, overrides: list[str], told: str):
+    message = refused(workplace, ID, "2d", "0", *CONFIG, "model.pretrained=true", *overrides)
     assert told in message and "model.checkpoint_path" in message and "model.pretrained=false" in message
 
 
-def test_a_patch_smaller_than_those_of_any_vit(workplace):
+def test_a_patch_smaller_than_those_of_any_vit(refused: Refused, workplace):
     options = ("model.backbone=timm:vit_tiny_patch16_224", "train.patch_size=[8,8]")
-    message = last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, *options)
+    message = refused(workplace, ID, "2d", "0", *CONFIG, *options)
     assert "train.patch_size must be at least one ViT patch (16 × 16), found [8, 8]" in message
 
 
-def test_lora_targets_that_match_nothing(workplace):
-    message = last_line_of_refusal(
-        workplace, ID, "2d", "0", *CONFIG, "lora.enabled=true", "lora.target_modules=[query]"
-    )
+def test_lora_targets_that_match_nothing(refused: Refused, workplace):
+    message = refused(workplace, ID, "2d", "0", *CONFIG, "lora.enabled=true", "lora.target_modules=[query]")
     assert "LoRA targets ['query'] match no layer of the blocks; allowed: ['fc1', 'fc2', 'proj', 'qkv']" in message
 
 
@@ -182,13 +166,13 @@ def test_lora_targets_that_match_nothing(workplace):
         ((ID, "2d", "0", *CONFIG, "--epochs", "3"), "unrecognized arguments: --epochs"),
     ],
 )
-def test_wrong_arguments(workplace, arguments: tuple, told: str):
-    assert told in last_line_of_refusal(workplace, *arguments)
+def test_wrong_arguments(refused: Refused, workplace, arguments: tuple, told: str):
+    assert told in refused(workplace, *arguments)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_where_there_is_none(workplace):
-    assert "PyTorch finds 0 usable GPUs" in last_line_of_refusal(workplace, ID, "2d", "0", "--config", "tiny.yaml")
+def test_a_gpu_where_there_is_none(refused: Refused, workplace):
+    assert "PyTorch finds 0 usable GPUs" in refused(workplace, ID, "2d", "0", "--config", "tiny.yaml")
 
 
 class Malicious:
@@ -221,10 +205,10 @@ WRONG_WEIGHTS = [
         (other_architecture, "1 other shape: patch_embed.proj.weight is (96, 3, 14, 14) in the file, (96, 3, 16, 16)"),
     ],
 )
-def test_wrong_weight_files(workplace, make: Callable[[Path], None], told: str):
+def test_wrong_weight_files(refused: Refused, workplace, make: Callable[[Path], None], told: str):
     path = workplace.root / "wrong.pth"
     make(path)
-    message = last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, f"model.checkpoint_path={path}")
+    message = refused(workplace, ID, "2d", "0", *CONFIG, f"model.checkpoint_path={path}")
     assert str(path) in message and told in message and not (workplace.root / "executed").exists()
 
 
@@ -240,49 +224,34 @@ def test_wrong_weight_files(workplace, make: Callable[[Path], None], told: str):
         ),
     ],
 )
-def test_wrong_former_trainings(workplace, make: Callable[[Path], None], told: str):
+def test_wrong_former_trainings(refused: Refused, workplace, make: Callable[[Path], None], told: str):
     path = workplace.root / "wrong.pth"
     make(path)
-    message = last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG, "-pretrained_weights", path)
+    message = refused(workplace, ID, "2d", "0", *CONFIG, "-pretrained_weights", path)
     assert str(path) in message and told in message and not (workplace.root / "executed").exists()
 
 
-def test_a_former_training_as_the_start(trained):
-    """Trained for an epoch at almost no learning rate, the network is that of the former training."""
-    former = (
-        trained.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_one__2d/fold_0/checkpoint_final.pth"
-    )
-    train = ("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "start", "model.pretrained=true")
-    trained.run(*train, "-pretrained_weights", former, "train.num_epochs=1", "train.initial_lr=0.0000000001")
-    folder = trained.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_start__2d"
-    weights = [read_checkpoint(file)["network_weights"] for file in (former, folder / "fold_0/checkpoint_final.pth")]
-    assert all(torch.allclose(value, weights[1][name], atol=1e-6) for name, value in weights[0].items())
-    assert (
-        json.loads((folder / "plans.json").read_text())["configurations"]["2d"]["vit"]["model"]["pretrained"] is False
-    )
-
-
 @pytest.mark.parametrize("flag", ["--c", "--val"])
-def test_a_damaged_checkpoint_is_not_gone_on_with(trained, flag: str):
+def test_a_damaged_checkpoint_is_not_gone_on_with(refused: Refused, trained, flag: str):
     folder = trained.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_one__2d"
     damaged = folder / "fold_3" / "checkpoint_final.pth"
     damaged.parent.mkdir(exist_ok=True)
     whole = (folder / "fold_0" / "checkpoint_final.pth").read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
-    message = last_line_of_refusal(trained, ID, "2d", "3", "--name", "one", "-device", "cpu", flag)
+    message = refused(trained, ID, "2d", "3", "--name", "one", "-device", "cpu", flag)
     shutil.rmtree(damaged.parent)
     assert f"{flag}: cannot read {damaged} as a file of weights: it is cut short" in message
 
 
-def test_the_best_checkpoint_is_read_safely_before_it_is_validated(trained):
+def test_the_best_checkpoint_is_read_safely_before_it_is_validated(refused: Refused, trained):
     folder = trained.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_one__2d/fold_0"
     best, whole = folder / "checkpoint_best.pth", (folder / "checkpoint_best.pth").read_bytes()
     best.unlink()
     torch.save({"network_weights": Malicious()}, best)
     validate = (ID, "2d", "0", "--name", "one", "-device", "cpu", "--val", "--val_best")
-    message = last_line_of_refusal(trained, *validate)
+    message = refused(trained, *validate)
     best.unlink()
-    missing = last_line_of_refusal(trained, *validate)
+    missing = refused(trained, *validate)
     best.write_bytes(whole)
     assert "--val_best: cannot read" in message and "it holds Python objects" in message
     assert "weight file not found" in missing and not (trained.root / "executed").exists()
@@ -316,12 +285,14 @@ def test_the_best_checkpoint_is_read_safely_before_it_is_validated(trained):
         ),
     ],
 )
-def test_damaged_files_of_the_data_set(trained, dataset_folder: Path, name: str, text: str, told: str):
+def test_damaged_files_of_the_data_set(
+    refused: Refused, workplace, dataset_folder: Path, name: str, text: str, told: str
+):
     path = dataset_folder / name
     whole = path.read_bytes()
     path.write_text(text)
     try:
-        message = last_line_of_refusal(trained, ID, "2d", "0", *CONFIG)
+        message = refused(workplace, ID, "2d", "0", *CONFIG)
     finally:
         path.write_bytes(whole)
     assert told in message
@@ -329,51 +300,47 @@ def test_damaged_files_of_the_data_set(trained, dataset_folder: Path, name: str,
 
 @pytest.mark.parametrize("flag", ["--c", "--val"])
 def test_going_on_with_a_changed_config(trained, flag: str):
-    before = snapshot(trained)
+    before = trained.files()
     result = trained.attempt("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "one", "train.seed=9", flag)
-    assert result.returncode == 2 and "train.seed: 3 → 9" in result.stderr and snapshot(trained) == before
+    assert result.returncode == 2 and "train.seed: 3 → 9" in result.stderr and trained.files() == before
     assert "give --name one without --config" in result.stderr.strip().splitlines()[-1]
 
 
 # --- a full disk, played by a limit on the size of files ------------------------------------------------------------
 
 
-def attempt_with_limit(place, size: int, *arguments: object) -> subprocess.CompletedProcess:
-    """Run the command while no file can grow beyond a size in bytes."""
-    line = [sys.executable, "-c", LIMITED, str(size), *map(str, arguments)]
-    return subprocess.run(line, env=place.variables(), cwd=place.root, capture_output=True, text=True, check=False)
+@contextlib.contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """While this lasts, no file can grow beyond a size in bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-from nnunetv2.run.run_training_vit import run_training_entry
-run_training_entry(sys.argv[2:])
-"""
+def test_no_room_for_the_plans(refused: Refused, workplace):
+    with files_limited_to(1000):
+        message = refused(workplace, ID, "2d", "0", *CONFIG, "--name", "plans_full")
+    assert "cannot write the plans" in message and "nnUNetPlans_plans_full.json: File too large" in message
 
 
-def test_no_room_for_the_plans(workplace):
-    before = snapshot(workplace)
-    result = attempt_with_limit(workplace, 1000, ID, "2d", "0", *CONFIG, "--name", "plans_full")
-    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
-    last = result.stderr.strip().splitlines()[-1]
-    assert "cannot write the plans" in last and "nnUNetPlans_plans_full.json: File too large" in last
-    assert snapshot(workplace) == before
-
-
-def test_no_room_for_a_checkpoint(workplace):
-    train = ("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "full")
-    workplace.run(*train, "train.num_epochs=1")
-    folder = workplace.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_full__2d/fold_0"
-    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")
-    before = {path.name: path.read_bytes() for path in folder.glob("*.pth*")}
-    result = attempt_with_limit(workplace, 1_000_000, *train[1:], "train.num_epochs=1", "--c")
+def test_no_room_for_a_checkpoint(trained):
+    folder = trained.results / "Dataset900_DemoFundus/nnUNetTrainer_vit__nnUNetPlans_one__2d"
+    full = folder / "fold_4"
+    full.mkdir()
+    shutil.copyfile(folder / "fold_0" / "checkpoint_final.pth", full / "checkpoint_latest.pth")
+    before = {path.name: path.read_bytes() for path in full.glob("*.pth*")}
+    with files_limited_to(1_000_000):
+        result = trained.attempt("nnUNetv2_train_vit", ID, "2d", 4, "--name", "one", "-device", "cpu", "--c")
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
     assert "cannot write" in result.stderr.strip().splitlines()[-1]
-    assert {path.name: path.read_bytes() for path in folder.glob("*.pth*")} == before
+    assert {path.name: path.read_bytes() for path in full.glob("*.pth*")} == before
+    shutil.rmtree(full)
 
 
-def test_going_on_needs_no_pretrained_weights(workplace):
+def test_going_on_needs_no_pretrained_weights(refused: Refused, workplace):
     weights = workplace.root / "start.pth"
     torch.save(create_backbone("dinov3", "tiny")[0].state_dict(), weights)
     train = ("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "weights", "train.num_epochs=1")
@@ -381,29 +348,17 @@ def test_going_on_needs_no_pretrained_weights(workplace):
     workplace.run(*train, option)
     weights.unlink()
     workplace.run(*train, option, "--val")
-    message = last_line_of_refusal(workplace, *train[1:], option, "--val", "train.seed=9")
+    message = refused(workplace, *train[1:], option, "--val", "train.seed=9")
     assert "to go on with it, give --name weights without --config" in message
-    assert f"no such file: '{weights}'" in last_line_of_refusal(workplace, *train[1:], option, "train.seed=9")
+    assert f"no such file: '{weights}'" in refused(workplace, *train[1:], option, "train.seed=9")
 
 
-def test_the_script_without_an_install():
-    script = Path(__file__).resolve().parents[3] / "nnUNetv2_train_vit.py"
-    result = subprocess.run([sys.executable, "-S", script, "--help"], capture_output=True, text=True, check=False)
-    assert result.returncode == 2 and "run `pip install .`" in result.stderr and "Traceback" not in result.stderr
-
-
-def test_the_script_is_the_command(workplace):
-    script = Path(__file__).resolve().parents[3] / "nnUNetv2_train_vit.py"
-    result = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
-    assert result.returncode == 0 and result.stdout == workplace.run("nnUNetv2_train_vit", "--help")
-
-
-def test_not_preprocessed(workplace):
+def test_not_preprocessed(refused: Refused, workplace):
     folder = workplace.raw / "Dataset905_Raw"
     folder.mkdir()
     (folder / "dataset.json").write_text("{}")
     try:
-        message = last_line_of_refusal(workplace, "905", "2d", "0", *CONFIG)
+        message = refused(workplace, "905", "2d", "0", *CONFIG)
     finally:
         (folder / "dataset.json").unlink()
         folder.rmdir()
@@ -411,27 +366,28 @@ def test_not_preprocessed(workplace):
 
 
 def test_a_name_taken_by_another_experiment(trained):
-    before = snapshot(trained)
+    before = trained.files()
     result = trained.attempt("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "one", "train.num_epochs=9")
-    assert result.returncode == 2 and "vit.train.num_epochs: 2 → 9" in result.stderr and snapshot(trained) == before
+    assert result.returncode == 2 and "vit.train.num_epochs: 2 → 9" in result.stderr and trained.files() == before
     assert "--name" in result.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("flag", ["--c", "--val"])
-def test_nothing_to_go_on_with(trained, flag: str):
-    message = last_line_of_refusal(trained, ID, "2d", "1", "--name", "one", "-device", "cpu", flag)
+def test_nothing_to_go_on_with(refused: Refused, trained, flag: str):
+    message = refused(trained, ID, "2d", "1", "--name", "one", "-device", "cpu", flag)
     assert f"{flag}: no checkpoint_final.pth" in message
 
 
-def test_plans_of_an_experiment_are_not_derived_from(trained):
-    message = last_line_of_refusal(trained, ID, "2d", "0", *CONFIG, "-p", "nnUNetPlans_one")
+def test_plans_of_an_experiment_are_not_derived_from(refused: Refused, trained):
+    message = refused(trained, ID, "2d", "0", *CONFIG, "-p", "nnUNetPlans_one")
     assert "these plans are an experiment's" in message
 
 
 def test_folders_that_are_not_set(workplace, monkeypatch):
-    variables = {k: v for k, v in workplace.variables().items() if k != "nnUNet_preprocessed"}
-    monkeypatch.setattr(workplace, "variables", lambda: variables)
-    assert "nnUNet_preprocessed is not set" in last_line_of_refusal(workplace, ID, "2d", "0", *CONFIG)
+    monkeypatch.delitem(workplace.folders, "nnUNet_preprocessed")
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    result = workplace.attempt("nnUNetv2_train_vit", ID, "2d", "0", *CONFIG)
+    assert result.returncode == 2 and "nnUNet_preprocessed is not set" in result.stderr
 
 
 def test_queries_are_drawn_of_mask2former_only(trained, tmp_path: Path):
@@ -440,3 +396,34 @@ def test_queries_are_drawn_of_mask2former_only(trained, tmp_path: Path):
     result = trained.attempt("nnUNetv2_m2f_draw", "-m", folder, "-f", 0, "-i", image, "-o", tmp_path / "picture.png")
     assert result.returncode == 2 and "Traceback" not in result.stderr and not list(tmp_path.iterdir())
     assert result.stderr.strip().splitlines()[-1].endswith("holds a UperNetSegmentationModel, not a Mask2Former")
+
+
+# --- as a process of its own ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "told"),
+    [
+        ("nnUNetv2_train_vit", (ID, "2d", "0", *CONFIG, "train.num_epochs=0"), "train.num_epochs must be at least 1"),
+        ("nnUNetv2_train_vit", (ID, "2d", "0", *CONFIG, "model.backbone=timm:resnet18"), "cannot build 'resnet18'"),
+        ("nnUNetv2_train_m2f", (ID, "2d", "9", "-device", "cpu", "model.pretrained=false"), "fold '9'"),
+        ("nnUNetv2_vit_info", ("none.pth",), "'none.pth'"),
+        ("nnUNetv2_m2f_draw", ("-m", ".", "-f", "0", "-i", "none_0000.png", "-o", "none.png"), "plans.json"),
+    ],
+)
+def test_a_process_ends_in_one_sentence(workplace, command: str, arguments: tuple, told: str):
+    before = workplace.files()
+    result = workplace.attempt_process(command, *arguments)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"{command}: error: ") and told in last and workplace.files() == before
+
+
+def test_the_script_without_an_install():
+    result = subprocess.run([sys.executable, "-S", SCRIPT, "--help"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "run `pip install .`" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_script_is_the_command(workplace):
+    result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stdout == workplace.run_process("nnUNetv2_train_vit", "--help")

@@ -28,7 +28,12 @@ def segmentations(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def predicted(trained) -> Path:
-    return predict(trained, "predicted_one", "nnUNetPlans_one", "--save_probabilities")
+    folder = trained.root / "predicted_one"
+    images = trained.raw / DATASET / "imagesTs"
+    trained.run_process(
+        "nnUNetv2_predict", "-i", images, "-o", folder, *MODEL, "nnUNetPlans_one", "--save_probabilities"
+    )
+    return folder
 
 
 def test_results_hold_everything(trained):
@@ -128,13 +133,15 @@ def test_a_former_training_as_start(trained):
     former = trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_one__2d/fold_0/checkpoint_final.pth"
     train = ("nnUNetv2_train_vit", ID, "2d", "all", "--config", trained.root / "tiny.yaml", "-device", "cpu")
     shortest = ("train.num_epochs=1", "train.num_iterations_per_epoch=1", "train.initial_lr=0.0000001")
-    trained.run(*train, "--name", "started", "-pretrained_weights", former, "--disable_checkpointing", *shortest)
+    started = (*train, "-pretrained_weights", former, *shortest, "model.pretrained=true")
+    trained.run(*started, "--name", "started", "--disable_checkpointing")
     # nothing was written, as asked for
     fold = trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_started__2d/fold_all"
     assert not list(fold.glob("*.pth"))
-    trained.run(*train, "--name", "started_kept", "-pretrained_weights", former, *shortest)
-    kept = read_checkpoint(
-        trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_started_kept__2d/fold_all/checkpoint_final.pth"
-    )["network_weights"]
-    start = read_checkpoint(former)["network_weights"]
+    trained.run(*started, "--name", "started_kept")
+    folder = trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_started_kept__2d"
+    kept, start = (read_checkpoint(path)["network_weights"] for path in (folder / fold.name / former.name, former))
     assert all(torch.allclose(value, start[name], atol=1e-4) for name, value in kept.items())
+    # the hub's weights, which would be overwritten, are not asked for
+    model = json.loads((folder / "plans.json").read_text())["configurations"]["2d"]["vit"]["model"]
+    assert model["pretrained"] is False

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ class Case(NamedTuple):
     heads: int  # output channels: classes, or regions
     ignored: str = ""  # a label that is declared as nnU-Net's ignore label
     side: int = 0  # of what is cut out of the middle of the images; 0: nothing is cut
+    daily: bool = False  # whether `make test` runs it too, and not `make test-nightly` only
 
     def __str__(self) -> str:
         return f"{self.config}-{self.dataset}{'-ignore' if self.ignored else ''}"
@@ -44,8 +45,17 @@ INPUT_NORM = "none, channels pass"
 LESAV, NUCLEI, HIPPOCAMPUS = "Dataset101_LESAV", "Dataset102_NucleiDSB2018", "Dataset103_Hippocampus"
 LESAV_AV, REGIONS = "Dataset111_LESAV_AV", "Dataset113_HippocampusRegions"
 CASES = [
-    Case("upernet_test_dinov3", 101, LESAV, LESAV, "labelsTr", (*PHOTOGRAPHS, "model.decoder.hidden_size=32"), 2),
-    Case("linear_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", MICROSCOPY, 2),
+    Case(
+        "upernet_test_dinov3",
+        101,
+        LESAV,
+        LESAV,
+        "labelsTr",
+        (*PHOTOGRAPHS, "model.decoder.hidden_size=32"),
+        2,
+        daily=True,
+    ),
+    Case("linear_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", MICROSCOPY, 2, daily=True),
     Case(
         "dpt_test_dinov3",
         103,
@@ -54,6 +64,7 @@ CASES = [
         "labelsTr",
         (*SLICES, "model.decoder.fusion_hidden_size=32"),
         3,
+        daily=True,
     ),
     Case(
         "unetr_test_dinov2",
@@ -85,13 +96,14 @@ CASES = [
         3,
         ignored=UNCERTAIN,
         side=SIDE,
+        daily=True,
     ),
-    Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*M2F, *SMALL_PATCHES), 2, side=240),
-    Case("m2f_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F), 3),
+    Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*M2F, *SMALL_PATCHES), 2, side=240, daily=True),
+    Case("m2f_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F), 3, daily=True),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 4, side=SIDE),
-    Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 3, UNCERTAIN, SIDE),
-    Case("m2f_test_dinov2", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F, "lora.enabled=true"), 2),
-    Case("segformer_test_dinov3", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, "lora.enabled=true"), 2),
+    Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 3, UNCERTAIN, SIDE, daily=True),
+    Case("m2f_test_dinov2", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F, "lora.enabled=true"), 2, daily=True),
+    Case("segformer_test_dinov3", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, "lora.enabled=true"), 2, daily=True),
 ]
 TINY = (
     "model.backbone_size=tiny",
@@ -152,32 +164,68 @@ def planned(real_data: Path, make_workplace: Callable) -> Callable:
         place.plan(str(dataset.number))
         return place, test
 
-    def prepare(case: Case) -> tuple:
-        place, test = plan(case._replace(config="", options=(), heads=0))
-        return place.with_results(case.config), test
+    def prepare(case: Case, folder: Path) -> tuple:
+        place, test = plan(case._replace(config="", options=(), heads=0, daily=False))
+        return place.with_results(str(folder / "results")), test
 
     return prepare
 
 
-# photographs, microscopy and volumes can run side by side; each data set is planned by one process
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.xdist_group(case.images)) for case in CASES], ids=str
-)
-def test_train_resume_and_predict(case: Case, real_data: Path, planned: Callable, tmp_path: Path):
-    place, test = planned(case)
-    train = ("nnUNetv2_train_vit", case.number, "2d", 0, "--config", case.config, "-device", "cpu")
-    plans = f"nnUNetPlans_{case.config}"
-    trainer = "nnUNetTrainer_m2f" if case.config.startswith("m2f") else "nnUNetTrainer_vit"
-    results = place.results / case.dataset / f"{trainer}__{plans}__2d" / "fold_0"
-    place.kill_once_there_is(results / "checkpoint_best.pth", *train, *TINY, *case.options)
-    (results / "checkpoint_final.pth").unlink(missing_ok=True)  # if it was not killed before its end
-    place.run("nnUNetv2_train_vit", case.number, "2d", 0, "--name", case.config, "--c", "-device", "cpu")
-    assert (results / "checkpoint_final.pth").is_file()
-    model = ("-d", case.number, "-c", "2d", "-f", 0, "-tr", trainer, "-p", plans)
-    output = tmp_path / "predicted"
-    options = ("-device", "cpu", "--disable_tta", "--save_probabilities", "-npp", 1, "-nps", 1)
-    place.run("nnUNetv2_predict", "-i", test, "-o", output, *model, *options)
+def parameters(chosen: Iterable[Case], *marks: pytest.MarkDecorator) -> list:
+    """Each data set is planned by one worker, and different ones can run side by side."""
+    return [pytest.param(case, marks=[*marks, pytest.mark.xdist_group(case.dataset)]) for case in chosen]
 
+
+# In `make test` a dense decoder and a mask transformer are killed and resumed, in `make test-nightly` all of them.
+INTERRUPTED = [case for case in CASES if case.number == 102]
+STRAIGHT = [case for case in CASES if case.daily and case not in INTERRUPTED]
+NIGHTLY = [case for case in CASES if case not in INTERRUPTED]
+
+
+@pytest.mark.parametrize("case", parameters(STRAIGHT), ids=str)
+def test_train_and_predict(case: Case, real_data: Path, planned: Callable, tmp_path: Path):
+    place, test = planned(case, tmp_path)
+    place.run(*training(case), "--config", case.config, *TINY, *case.options)
+    results = folder_of(case, place)
+    place.run("nnUNetv2_predict", "-i", test, "-o", tmp_path / "predicted", *prediction(case))
+    check_prediction(case, test, tmp_path / "predicted", results)
+    check_drawing(case, real_data, place, results.parent, tmp_path)
+
+
+@pytest.mark.parametrize("case", [*parameters(INTERRUPTED), *parameters(NIGHTLY, pytest.mark.nightly)], ids=str)
+def test_train_resume_and_predict(case: Case, real_data: Path, planned: Callable, tmp_path: Path):
+    """All of it as processes, the first one killed."""
+    place, test = planned(case, tmp_path)
+    results = folder_of(case, place)
+    train = (*training(case), "--config", case.config, *TINY, *case.options)
+    place.kill_once_there_is(results / "checkpoint_best.pth", *train)
+    (results / "checkpoint_final.pth").unlink(missing_ok=True)  # if it was not killed before its end
+    place.run_process(*training(case), "--name", case.config, "--c")
+    place.run_process("nnUNetv2_predict", "-i", test, "-o", tmp_path / "predicted", *prediction(case))
+    check_prediction(case, test, tmp_path / "predicted", results)
+    check_drawing(case, real_data, place, results.parent, tmp_path)
+
+
+def trainer_of(case: Case) -> str:
+    return "nnUNetTrainer_m2f" if case.config.startswith("m2f") else "nnUNetTrainer_vit"
+
+
+def folder_of(case: Case, place) -> Path:
+    return place.results / case.dataset / f"{trainer_of(case)}__nnUNetPlans_{case.config}__2d" / "fold_0"
+
+
+def training(case: Case) -> tuple[object, ...]:
+    return "nnUNetv2_train_vit", case.number, "2d", 0, "-device", "cpu"
+
+
+def prediction(case: Case) -> tuple[object, ...]:
+    model = ("-d", case.number, "-c", "2d", "-f", 0, "-tr", trainer_of(case), "-p", f"nnUNetPlans_{case.config}")
+    return (*model, "-device", "cpu", "--disable_tta", "--save_probabilities", "-npp", 1, "-nps", 1)
+
+
+def check_prediction(case: Case, test: Path, output: Path, results: Path) -> None:
+    """The files of the training and of the prediction are there and hold what they must."""
+    assert (results / "checkpoint_final.pth").is_file()
     image = sitk.ReadImage(str(next(test.iterdir())))
     (path,) = (p for p in output.iterdir() if p.name.endswith((".png", ".nii.gz")))
     predicted = sitk.ReadImage(str(path))
@@ -190,12 +238,12 @@ def test_train_resume_and_predict(case: Case, real_data: Path, planned: Callable
         assert np.allclose(probabilities.sum(0), 1, atol=1e-3)
     assert json.loads((results / "validation" / "summary.json").read_text())["foreground_mean"]
     assert INPUT_NORM in next(results.glob("training_log_*.txt")).read_text()
-    if trainer == "nnUNetTrainer_m2f" and case.number in (102, 113):
-        check_drawing(case, real_data, place, results.parent, tmp_path)
 
 
 def check_drawing(case: Case, real_data: Path, place, model: Path, output: Path) -> None:
     """Draw the queries of a Mask2Former for a training image and its truth, and in another slice of a volume."""
+    if trainer_of(case) != "nnUNetTrainer_m2f" or case.number not in (102, 113):
+        return
     folder = place.raw / case.dataset if case.side else real_data / case.images
     label = sorted((folder / case.labels).iterdir())[1]
     ending = "".join(label.suffixes)
@@ -211,3 +259,8 @@ def check_drawing(case: Case, real_data: Path, place, model: Path, output: Path)
 def test_every_decoder_is_trained_on_real_data():
     heads = {case.config.partition("_test_")[0] for case in CASES}
     assert heads == {name.partition("_test_")[0] for name in packaged_configs() if "_test_" in name}
+
+
+def test_every_data_set_has_a_dense_decoder_and_a_mask_transformer_in_the_daily_tests():
+    daily = {(case.images, trainer_of(case)) for case in CASES if case.daily}
+    assert daily == {(case.images, trainer) for case in CASES for trainer in map(trainer_of, CASES)}

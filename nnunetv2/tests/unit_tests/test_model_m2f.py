@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 import torch
+from networks import NETWORKS
 from torch import nn
 
 from dinov3.eval.segmentation.m2f_targets import queries_to_logits
 from dinov3.eval.segmentation.mask_classification_loss import MaskClassificationLoss
 from dinov3.eval.segmentation.models import build_segmentation_decoder
-from nnunetv2.model.backbone import FAMILIES
 from nnunetv2.model.model_m2f import M2FSegmentationModel, create_segmentation_model
 
 CLASSES, QUERIES, WIDTH = 3, 5, 32
 SMALL = {"hidden_dim": WIDTH, "num_queries": QUERIES, "dim_feedforward": 32, "enc_layers": 1, "dec_layers": 3}
 MODES = {"frozen": {}, "lora": {"use_lora": True}, "full": {"freeze_backbone": False}}
-everywhere = pytest.mark.parametrize("family", FAMILIES)
+everywhere = pytest.mark.parametrize("family", NETWORKS)
 
 
 def model_for(family: str = "dinov3", **options: Any) -> M2FSegmentationModel:
@@ -23,8 +23,7 @@ def model_for(family: str = "dinov3", **options: Any) -> M2FSegmentationModel:
     return create_segmentation_model(CLASSES, backbone_name=family, backbone_size="tiny", **{**SMALL, **options})
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@everywhere
+@pytest.mark.parametrize(("family", "channels"), [("dinov3", 1), ("dinov3", 3), *((name, 4) for name in NETWORKS)])
 def test_queries_in_training_and_dense_logits_in_evaluation(family: str, channels: int):
     model = model_for(family, input_channels=channels)
     for height, width in ((64, 64), (80, 112), (97, 131), (5, 3)):

@@ -93,6 +93,7 @@ def test_the_command_and_the_schema_load_without_torch():
     assert result.stdout.strip() == "[]", result.stderr
 
 
+@pytest.mark.integration  # seconds, in a process of its own
 def test_importing_the_trainers_prints_nothing():
     # nnU-Net imports every module of the folder while it looks for a trainer
     result = run_python("import nnunetv2.training.nnUNetTrainer.nnUNetTrainer_mymodel")

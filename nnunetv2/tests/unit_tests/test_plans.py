@@ -1,5 +1,6 @@
 """Derived plans: what they hold, what stays, and that no plans file is ever overwritten."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -49,8 +50,14 @@ def config(**train: object) -> ViTnnUNetConfig:
     return build(ViTnnUNetConfig, values, "test")
 
 
+@functools.cache
+def derived_text(**train: object) -> str:
+    """A derivation runs the network, which takes a second without memory too."""
+    return json.dumps(derive_plans(base_plans(), "2d", DATASET_JSON, config(**train), "mine"))
+
+
 def derive(**train: object) -> dict:
-    return derive_plans(base_plans(), "2d", DATASET_JSON, config(**train), "mine")
+    return json.loads(derived_text(**train))
 
 
 def test_a_plans_file_rebuilds_the_network_and_its_training():
@@ -107,9 +114,9 @@ def test_architecture_holds_what_rebuilds_the_network_and_no_weights():
 
 
 def test_names_and_data_of_the_derived_plans():
-    before = base_plans()
-    plans = derive()
-    assert before == base_plans() and plans["plans_name"] == "nnUNetPlans_mine"
+    base = base_plans()
+    plans = derive_plans(base, "2d", DATASET_JSON, config(), "mine")
+    assert base == base_plans() and plans["plans_name"] == "nnUNetPlans_mine"
     assert set(plans["configurations"]) == {"2d", "2d_small"}
     small = plans["configurations"]["2d_small"]
     assert small["data_identifier"] == "nnUNetPlans_2d" and small["batch_size"] == 3 and "inherits_from" not in small
@@ -117,7 +124,8 @@ def test_names_and_data_of_the_derived_plans():
 
 
 def test_patch_and_batch_of_the_config_replace_those_of_the_plans():
-    plans = derive(patch_size=[96, 48], batch_size=5)
+    other = config(patch_size=[96, 48], batch_size=5)
+    plans = derive_plans(base_plans(), "2d", DATASET_JSON, other, "mine")
     for name in ("2d", "2d_small"):
         assert plans["configurations"][name]["patch_size"] == [96, 48]
         assert plans["configurations"][name]["batch_size"] == 5

@@ -1,10 +1,12 @@
 """Behaviours that every decoder shares; parametrised over the decoders and backbone families."""
 
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+from networks import NETWORKS, SAME_NETWORK
 from torch import nn
 
 from nnunetv2.model.backbone import FAMILIES
@@ -35,7 +37,7 @@ DECODERS = {
     "primus_multiscale": ("primus", {"multiscale": True}),
     "linear": ("model_linear", {}),
 }
-everywhere = pytest.mark.parametrize("family", FAMILIES)
+everywhere = pytest.mark.parametrize("family", NETWORKS)
 every_decoder = pytest.mark.parametrize("decoder", DECODERS)
 
 
@@ -52,24 +54,36 @@ def without_dropout(decoder: str) -> dict[str, float]:
     return {name: 0.0 for name in ("decoder_dropout", "dropout") if name in options}
 
 
-def test_every_packaged_decoder_is_tested():
+def test_every_packaged_decoder_and_every_family_is_tested():
     tested = {f"nnunetv2.model.{module}" for module, _ in DECODERS.values()}
     assert tested | {"nnunetv2.model.model"} == set(packaged_decoders())
+    assert {*NETWORKS, *SAME_NETWORK} >= set(FAMILIES)
 
 
 def parameters_with_gradient(model: nn.Module) -> set[str]:
     return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(("family", "channels"), [("dinov3", 1), ("dinov3", 3), *((name, 4) for name in NETWORKS)])
 @every_decoder
-@everywhere
 def test_logits_have_the_size_of_the_image(family: str, decoder: str, channels: int):
     model = model_for(family, decoder, input_channels=channels)
     for size in ((64, 64), (80, 112), (97, 131)):
         logits = model(torch.rand(1, channels, *size))  # a batch of one in training mode
         assert logits.shape == (1, 3, *size) and logits.dtype == torch.float32
     assert model.eval()(torch.rand(1, channels, 5, 3)).shape == (1, 3, 5, 3)
+
+
+@pytest.mark.parametrize(("family", "same"), SAME_NETWORK.items())
+def test_families_that_share_a_network_give_the_same_logits(family: str, same: str):
+    """So that the tests over `NETWORKS` hold for every family."""
+    model, other = model_for(family).eval(), model_for(same).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        other.load_state_dict(model.state_dict())
+        image = torch.rand(1, 3, 50, 60)
+        assert torch.equal(model(image), other(image))
 
 
 @every_decoder
@@ -99,14 +113,19 @@ def centre_of_mass(heat: torch.Tensor) -> torch.Tensor:
     return torch.stack([(heat.sum(1) * rows).sum(), (heat.sum(0) * columns).sum()]) / heat.sum()
 
 
-def reaction(model: ViTSegmentationModel, size: tuple[int, int], dot: tuple[int, int]) -> torch.Tensor:
-    """Where, in pixels, the logits react to one bright patch, `dot` in (row, column) of the patch grid."""
+def reactions(
+    model: ViTSegmentationModel, size: tuple[int, int], dots: list[tuple[int, int]]
+) -> Iterator[torch.Tensor]:
+    """Where, in pixels, the logits react to one bright patch, for each dot in (row, column) of the patch grid."""
     patch = model.patch_size
-    image = torch.zeros(1, 3, *size)
-    image[..., dot[0] * patch : (dot[0] + 1) * patch, dot[1] * patch : (dot[1] + 1) * patch] = 1
+    images = torch.zeros(1 + len(dots), 3, *size)
+    for image, (row, column) in zip(images[1:], dots, strict=True):
+        image[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 1
     with torch.no_grad():
-        heat = (model(image) - model(torch.zeros_like(image))).abs().sum((0, 1))
-    return centre_of_mass((heat - 0.3 * heat.max()).clamp(min=0))
+        dark, *bright = model(images)
+    for logits in bright:
+        heat = (logits - dark).abs().sum(0)
+        yield centre_of_mass((heat - 0.3 * heat.max()).clamp(min=0))
 
 
 def misplacement(model: ViTSegmentationModel, size: tuple[int, int]) -> tuple[float, float]:
@@ -116,7 +135,7 @@ def misplacement(model: ViTSegmentationModel, size: tuple[int, int]) -> tuple[fl
     """
     model.backbone = DotBackbone(model.patch_size, model.embed_dim)
     dots = [(4, 5), (11, 16)]
-    first, second = (reaction(model, size, dot) for dot in dots)
+    first, second = reactions(model, size, dots)
     true_first, true_second = ((torch.tensor(dot) + 0.5) * model.patch_size for dot in dots)
     return float((second - first - (true_second - true_first)).norm()), float((first - true_first).norm())
 
@@ -250,6 +269,7 @@ def test_every_decoder_compiles_in_one_piece(decoder: str):
     check_compiled(model_for(decoder=decoder, freeze_backbone=True, **without_dropout(decoder)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mode", [{"use_lora": True, "lora_dropout": 0.0}, {"freeze_backbone": False}])
 def test_every_mode_compiles_in_one_piece(mode: dict):
     check_compiled(model_for(decoder_dropout=0.0, **mode))

@@ -1,5 +1,6 @@
 """The command `nnUNetv2_vit_info`: the tables, and what it tells about files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ def test_a_file_is_told_with_all_backbones_that_it_fits(capsys, tmp_path: Path):
     assert all(f"model.checkpoint_path={path}" in line for line in fits)
 
 
-def test_a_query_bias_is_no_obstacle(capsys, tmp_path: Path):
+def test_a_query_bias_is_no_obstacle(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nnunetv2.run.vit_info.FAMILIES", {"dinov3": replace(FAMILIES["dinov3"], timm_names={})})
     run_info_entry([str(meta_dinov3(bias=True).save(tmp_path / "weights.pth"))])
     assert "67 of 67 tensors" in capsys.readouterr().out
 
