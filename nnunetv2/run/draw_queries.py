@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2.run.arguments import DEVICES
+from nnunetv2.run.process_counts import check_process_counts
 from nnunetv2.training.experiment.errors import ExperimentError
 
 COMMAND = "nnUNetv2_m2f_draw"
@@ -52,6 +53,7 @@ def draw(args: argparse.Namespace) -> None:
     Raises:
         ExperimentError: something is wrong that the user can put right.
     """
+    check_process_counts()
     if args.queries < 1:
         raise ExperimentError(f"--queries must be at least 1, found {args.queries}")
     if args.o.suffix.lower() != ".png":

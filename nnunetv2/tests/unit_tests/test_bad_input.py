@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nnunetv2.model.backbone_families import repository_without_timm
+from nnunetv2.run.draw_queries import run_draw_entry
 from nnunetv2.run.run_training_m2f import run_training_entry as train_m2f
 from nnunetv2.run.run_training_segformer import run_training_entry as train_segformer
 from nnunetv2.run.run_training_vit import run_training_entry as train_vit
@@ -92,6 +93,13 @@ def test_numbers_of_processes(refusal, monkeypatch, variable: str, least: int, v
         monkeypatch.setenv(variable, value)
         told = f"the environment variable {variable} must be a whole number of at least {least}, found {value!r}"
         assert told in refusal("--config", "upernet")
+
+
+def test_the_drawing_command_checks_them_too(monkeypatch, capsys, tmp_path: Path):
+    monkeypatch.setenv("nnUNet_def_n_proc", "eight")
+    with pytest.raises(SystemExit) as caught:
+        run_draw_entry(["-m", str(tmp_path), "-f", "0", "-i", "image.png", "-o", str(tmp_path / "picture.png")])
+    assert caught.value.code == 2 and "nnUNet_def_n_proc must be a whole number" in capsys.readouterr().err
 
 
 # --- two configurations -------------------------------------------------------------------------------------------
