@@ -25,7 +25,6 @@ from nnunetv2.training.experiment.memory import (
 )
 from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
 from nnunetv2.training.experiment.schema import build
-from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 DATASET_JSON = {"labels": {"background": 0, "vessel": 1}, "channel_names": {"0": "x"}, "file_ending": ".png"}
@@ -148,7 +147,11 @@ def test_elements_of_lists(refusal, override: str, told: str):
         ("tuple[float, ...]", [1, 2], []),
         ("tuple[float, ...]", ["a"], ["o[0] must be float, found 'a'"]),
         ("Sequence[int] | Sequence[str]", [1, "a"], []),
-        ("Sequence[Sequence[int]]", [[1], ["a"]], []),
+        ("Sequence[Sequence[int]]", [[1], ["a"]], ["o[1][0] must be int, found 'a'"]),
+        ("tuple[int, str]", [1, "a"], []),
+        ("tuple[int, list[int]]", [1, [2]], []),
+        ("list | list[int]", ["a"], []),
+        ("Sequence[Sequence[int]]", [1], ["o[0] must be list, found 1"]),
         ("Sequence[Width]", ["anything"], []),
         ("Sequence", ["anything", 1], []),
     ],
@@ -304,13 +307,17 @@ def build_network(planar: dict) -> torch.nn.Module:
     return getattr(import_module(module), factory)(**options).train()
 
 
-def test_mask2former_is_estimated_without_dense_logits():
-    model = {"backbone_size": "tiny", "pretrained": False, "hidden_dim": 32}
-    config = build(M2FnnUNetConfig, {"model": model}, "test")
-    planar = derive_plans(PLANS, "2d", DATASET_JSON, config, "mine", machine=PLENTY)["configurations"]["2d"]
-    network = build_on_meta(planar, 2)
-    tokens = 2 * 4 * 16 * 96 * 4  # images, blocks with adapters, patches, channels, bytes
-    assert least_batch_memory(planar, network, 2) == 2 * 64 * 64 * 3 * 4 + tokens
+class Queries(torch.nn.Linear):
+    """A network that gives queries in training, as Mask2Former."""
+
+    patch_size, embed_dim, feature_indices, forward_queries = 16, 96, [0, 1, 2, 3], None
+
+
+@pytest.mark.parametrize(("network", "tokens"), [(Queries(1, 1), 4 * 16 * 96), (torch.nn.Linear(1, 1), 0)])
+def test_what_is_unknown_of_a_network_is_not_in_the_estimate(network: torch.nn.Module, tokens: int):
+    logits = 0 if isinstance(network, Queries) else 2 * 2 * 64 * 64
+    planar = derive({"precision": "float32"})
+    assert least_batch_memory(planar, network, 2) == 2 * 4 * (3 * 64 * 64 + logits + tokens)
 
 
 def test_the_memory_of_this_machine():

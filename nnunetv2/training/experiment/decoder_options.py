@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ COMMON_KEYWORDS = {
 }  # fmt: skip
 
 
-# A list as the annotation of an option: `Sequence[int]`, `tuple[float, ...]`.
-LIST_TYPE = re.compile(r"(?:Sequence|list|tuple)\[([^][,]+)(?:, \.\.\.)?\]")
+# What YAML gives a list for.
+LIST_TYPES = ("Sequence", "list", "tuple")
 # Names of Python types to those that YAML gives for them.
 YAML_TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
@@ -53,17 +52,34 @@ class Option:
     def type_names(self) -> list[str]:
         """The types that it takes, of the annotation, or else that of the default: `int`, `list`, `null`, …"""
         if self.annotation:
-            without_elements = LIST_TYPE.sub("list", self.annotation)
-            names = [name.strip().partition("[")[0] for name in without_elements.split("|")]
+            names = [_without_elements(node) for node in _alternatives(self.annotation)]
         else:
             names = [_type_name(self.default)]
-        return [{"Sequence": "list", "tuple": "list", "None": "null"}.get(name, name) for name in names]
+        return ["list" if name in LIST_TYPES else {"None": "null"}.get(name, name) for name in names]
 
     @property
     def elements(self) -> "Option":
         """What stands in the list that it takes; an option that takes anything, if the annotation does not tell."""
-        types = LIST_TYPE.findall(self.annotation)
-        return Option("", types[0] if len(types) == 1 else "any")
+        alternatives = _alternatives(self.annotation) if self.annotation else []
+        lists = [node for node in alternatives if _without_elements(node) in LIST_TYPES]
+        inner = lists[0].slice if len(lists) == 1 and isinstance(lists[0], ast.Subscript) else None
+        if isinstance(inner, ast.Tuple):  # `tuple[int, ...]`; of others each element has a type of its own
+            is_uniform = len(inner.elts) == 2 and ast.unparse(inner.elts[1]) == "..."
+            inner = inner.elts[0] if is_uniform else None
+        return Option("", _source(inner) or "any")
+
+
+def _alternatives(annotation: str) -> list[ast.expr]:
+    """The types that `|` joins in an annotation."""
+    node: ast.expr = ast.parse(annotation, mode="eval").body
+    last: list[ast.expr] = []
+    while isinstance(node, ast.BinOp):
+        node, last = node.left, [node.right, *last]
+    return [node, *last]
+
+
+def _without_elements(node: ast.expr) -> str:
+    return ast.unparse(node.value if isinstance(node, ast.Subscript) else node)
 
 
 def _type_name(default: str) -> str:
