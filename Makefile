@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 BASE_PYTHON ?= python3
 
-.PHONY: install install-dev demo test test-fast test-nightly lint docs
+.PHONY: install install-dev demo test test-fast lint docs
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv .venv
@@ -17,18 +17,19 @@ install-dev: $(PYTHON)
 demo: install
 	$(PYTHON) demo/run_demo.py
 
-# Tests that share what they train run in one worker; the order of the tests is that of the longest first.
+# Tests that share what they train run in one worker; those that take longest run first.
 IN_GROUPS = -n auto --dist loadgroup --no-loadscope-reorder
+
+# Every decoder on every data set and every backbone; `make test` has a part of them.
+.PHONY: test-nightly
+test-nightly: install-dev
+	$(PYTHON) -m pytest --durations=10 -m nightly $(IN_GROUPS)
 
 test: lint test-fast
 	$(PYTHON) -m pytest --durations=10 -m "integration and not nightly" $(IN_GROUPS)
 
 test-fast: install-dev
-	$(PYTHON) -m pytest -m "not integration and not nightly" -n auto
-
-# Every decoder on every data set and every backbone; `make test` has a part of them.
-test-nightly: install-dev
-	$(PYTHON) -m pytest --durations=10 -m nightly $(IN_GROUPS)
+	$(PYTHON) -m pytest -m "not integration" -n auto
 
 lint: install-dev
 	$(PYTHON) -m ruff check .

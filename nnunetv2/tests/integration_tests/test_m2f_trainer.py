@@ -1,5 +1,7 @@
 """Mask2Former in nnU-Net: targets, predictions, configuration, and the trainer from training to prediction."""
 
+import copy
+import functools
 import json
 import math
 import sys
@@ -100,13 +102,17 @@ def make_trainer(workplace, base_plans: dict, dataset_json: dict, tmp_path: Path
         monkeypatch.setenv(name, str(folder))
     (tmp_path / "tiny.yaml").write_text(TINY)
 
+    @functools.cache  # a derivation runs the network, which takes seconds without memory too
+    def derive(description: str, *overrides: str) -> dict:
+        config = load_config(M2FnnUNetConfig, str(tmp_path / "tiny.yaml"), overrides)
+        return derive_plans(base_plans, "2d", json.loads(description), config, "tiny")
+
     def make(
         *overrides: str, results: str = "results", dataset_changes: dict[str, object] | None = None
     ) -> nnUNetTrainer_m2f:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / results))
-        config = load_config(M2FnnUNetConfig, str(tmp_path / "tiny.yaml"), overrides)
         description = {**dataset_json, **(dataset_changes or {})}
-        plans = derive_plans(base_plans, "2d", description, config, "tiny")
+        plans = copy.deepcopy(derive(json.dumps(description), *overrides))
         return nnUNetTrainer_m2f(plans, "2d", 0, description, CPU)
 
     return make

@@ -1,6 +1,7 @@
 """The trainer through its Python interface: resuming, checkpoints, weights, plain plans."""
 
 import copy
+import functools
 import gc
 import json
 from pathlib import Path
@@ -29,10 +30,14 @@ def make_trainer(workplace, base_plans: dict, dataset_json: dict, tmp_path: Path
     for name, folder in workplace.folders.items():
         monkeypatch.setenv(name, str(folder))
 
+    @functools.cache  # a derivation runs the network
+    def derive(file: str, *overrides: str) -> dict:
+        config = load_config(ViTnnUNetConfig, str(workplace.root / file), overrides)
+        return derive_plans(base_plans, "2d", dataset_json, config, "tiny")
+
     def make(*overrides: str, results: str = "results", file: str = "tiny.yaml") -> nnUNetTrainer_vit:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / results))
-        config = load_config(ViTnnUNetConfig, str(workplace.root / file), overrides)
-        plans = derive_plans(base_plans, "2d", dataset_json, config, "tiny")
+        plans = copy.deepcopy(derive(file, *overrides))
         return nnUNetTrainer_vit(plans, "2d", 0, dataset_json, CPU)
 
     return make
