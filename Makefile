@@ -1,8 +1,12 @@
 # PYTHON is the interpreter of the virtual environment to work in; the default one is made where it is missing.
 PYTHON ?= .venv/bin/python
 BASE_PYTHON ?= python3
+# The virtual environment with the oldest versions that pyproject.toml allows, made anew when that file changes.
+OLDEST ?= .venv-oldest
+# Old releases without a wheel for this Python are passed over instead of being compiled.
+UV_INSTALL = $(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --only-binary numpy,scipy,safetensors
 
-.PHONY: install install-dev demo test test-fast lint docs
+.PHONY: install install-dev demo test test-fast test-oldest lint docs
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv .venv
@@ -30,6 +34,17 @@ test: lint test-fast
 
 test-fast: install-dev
 	$(PYTHON) -m pytest -m "not integration" -n auto
+
+# uv resolves each dependency that pyproject.toml names to its lower bound; pip has no such option.
+$(OLDEST)/installed: pyproject.toml
+	$(BASE_PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(UV_INSTALL) --resolution lowest-direct .
+	touch $@
+
+test-oldest: $(OLDEST)/installed
+	$(UV_INSTALL) --reinstall-package nnunet-vit ".[dev]"
+	NNUNET_VIT_ON_LOWER_BOUNDS=1 $(OLDEST)/bin/python -m pytest -m "not integration" -n auto
 
 lint: install-dev
 	$(PYTHON) -m ruff check .

@@ -78,3 +78,26 @@ def test_optimisers_are_what_they_are_called():
     adamw = create_optimizer("adamw", parameter_groups(network(), 0.01, 0.1, None), 0.95, [0.9, 0.98])
     assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]["betas"] == (0.9, 0.98)
     assert adamw.param_groups[0]["weight_decay"] == 0.1
+
+
+def backbone_rates(name: str) -> dict[str, tuple[float, float]]:
+    """Names of the backbone's parameters to learning rate and weight decay, of a decay by one half per layer."""
+    model = create_segmentation_model(
+        2, backbone_name=name, backbone_size="tiny", hidden_size=32, freeze_backbone=False
+    )
+    groups = parameter_groups(model, 1.0, 0.05, layer_decay=0.5)
+    rates = {id(p): (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    return {key: rates[id(p)] for key, p in model.backbone.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", ["dinov3", "dinov2", "retfound", "timm:vit_tiny_patch16_224"])
+def test_layer_decay_is_the_same_for_every_backbone(name: str):
+    rates = backbone_rates(name)
+    depth = 12 if name.startswith("timm") else 4
+    for key, (rate, weight_decay) in rates.items():
+        is_weight_of_block = key.startswith("blocks.") and key.endswith(("qkv.weight", "proj.weight", "fc1.weight"))
+        assert weight_decay == (0.05 if is_weight_of_block or key.endswith(("fc2.weight", "embed.proj.weight")) else 0)
+        block = int(key.split(".")[1]) if key.startswith("blocks.") else depth - 1 if key.startswith("norm") else -1
+        assert rate == 0.5 ** (depth - block), key
+    assert rates["cls_token"] == (0.5 ** (depth + 1), 0)
+    assert ("reg_token" in rates) == (name == "dinov3")

@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay
 from torch import nn
+
+# Modules of a timm ViT that come after its blocks and count as its last layer; all others come before the blocks.
+AFTER_BLOCKS = ("norm", "fc_norm", "attn_pool", "head")
 
 
 def parameter_groups(
@@ -19,8 +21,10 @@ def parameter_groups(
     Args:
         network: a segmentation model with a `backbone`.
         initial_lr: learning rate of the decoder.
-        weight_decay: weight decay; with layer decay not on biases, norms and embeddings of the backbone, as in BEiT.
-        layer_decay: factor per layer on the backbone's learning rate, counted from its last block; None: none.
+        weight_decay: weight decay; with layer decay only on the weight matrices of the backbone, as in BEiT (Bao et al.
+            2022, https://arxiv.org/abs/2106.08254): not on biases, norms, tokens and position embeddings.
+        layer_decay: factor on the learning rate from a layer to the one before it: the decoder's is `initial_lr`, that
+            of the last block `layer_decay * initial_lr`, and so on down to the embeddings; None: none.
         backbone_lr_factor: factor on the learning rate of the whole backbone.
 
     Returns:
@@ -41,11 +45,30 @@ def parameter_groups(
 
 
 def _backbone_groups(backbone: nn.Module, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+    named = [(name, parameter) for name, parameter in backbone.named_parameters() if parameter.requires_grad]
     if layer_decay is None:
-        return [{"params": [p for p in backbone.parameters() if p.requires_grad], "weight_decay": weight_decay}]
-    return param_groups_layer_decay(
-        backbone, weight_decay, no_weight_decay_list=backbone.no_weight_decay(), layer_decay=layer_decay
-    )
+        return [{"params": [parameter for _, parameter in named], "weight_decay": weight_decay}]
+    # timm has a function for this, but in which layer it puts the register tokens, and with them the learning rate of
+    # every block, depends on its version
+    depth = len(backbone.blocks)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        layer, decays = _layer_of(name, depth), name.endswith("weight") and parameter.ndim > 1
+        empty = {
+            "params": [],
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": layer_decay ** (depth + 1 - layer),
+        }
+        groups.setdefault((layer, decays), empty)["params"].append(parameter)
+    return list(groups.values())
+
+
+def _layer_of(name: str, depth: int) -> int:
+    """The layer of a parameter: 0 before the blocks, 1 to `depth` in and after them. The decoder is `depth + 1`."""
+    module, _, rest = name.partition(".")
+    if module == "blocks":
+        return int(rest.partition(".")[0]) + 1
+    return depth if module in AFTER_BLOCKS else 0
 
 
 def create_optimizer(
