@@ -20,7 +20,7 @@ everywhere = pytest.mark.parametrize("family", FAMILIES)
 
 def model_for(family: str = "dinov3", **options: Any) -> M2FSegmentationModel:
     torch.manual_seed(0)
-    return create_segmentation_model(CLASSES, backbone_name=family, backbone_size="tiny", **{**SMALL, **options})
+    return create_segmentation_model(family, "tiny", CLASSES, **{**SMALL, **options})
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
