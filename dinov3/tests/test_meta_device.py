@@ -10,10 +10,10 @@ from dinov3.hub.backbones import create_model
 HEAD = {"hidden_dim": 64, "num_queries": 7, "dim_feedforward": 64}
 
 
-def build(decoder_type: str, name: str = "dinov3_vits16", **options) -> FeatureDecoder:
+def build(decoder_type: str, **options) -> FeatureDecoder:
     head = HEAD if decoder_type == "m2f" else {}
     with torch.device("meta"):
-        vit = create_model(name, pretrained=False)
+        vit = create_model("dinov3_vits16", pretrained=False)
     return build_segmentation_decoder(vit, decoder_type=decoder_type, num_classes=3, **head, **options)
 
 
@@ -48,10 +48,10 @@ def test_under_the_device_it_is_the_same():
 
 
 def test_the_largest_takes_no_memory():
-    model = build_segmentation_decoder(
-        build("linear", "dinov3_vit7b16").segmentation_model[0].feature_model, decoder_type="m2f"
-    )
-    # ../shared/golden/README.md §3: the ViT-7B with Mask2Former, 2048 channels and 150 classes
+    with torch.device("meta"):
+        vit = create_model("dinov3_vit7b16", pretrained=False)
+    model = build_segmentation_decoder(vit, decoder_type="m2f")
+    # golden/README.md §3: the ViT-7B with Mask2Former, 2048 channels and 150 classes
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 927_420_375
 
 

@@ -3,7 +3,7 @@
 maps → a linear layer each → stacked, deepest first → 1×1 convolution, batch norm, ReLU, dropout → classes
 
 Names in the state dict are those of Hugging Face's `SegformerDecodeHead` (transformers 5.23), so that checkpoints which
-hold them load.
+hold them load; those of earlier releases are renamed on loading.
 """
 
 from collections.abc import Sequence
@@ -43,6 +43,7 @@ class SegFormerHead(nn.Module):
         self.activation = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(hidden_size, out_channels, 1)
+        self.register_load_state_dict_pre_hook(_take_former_names)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map features (B, in_channels[i], h, w), shallow to deep, to (B, out_channels, h, w)."""
@@ -56,3 +57,10 @@ class SegFormerHead(nn.Module):
     def classify(self, fused: Tensor) -> Tensor:
         """Normalise, activate and classify (B, hidden_size, h, w): (B, out_channels, h, w)."""
         return self.classifier(self.dropout(self.activation(self.batch_norm(fused))))
+
+
+def _take_former_names(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Before loading: up to release 5.0, transformers called `linear_projections` `linear_c`."""
+    former, current = f"{prefix}linear_c.", f"{prefix}linear_projections."
+    for name in [name for name in state if name.startswith(former)]:
+        state[current + name.removeprefix(former)] = state.pop(name)

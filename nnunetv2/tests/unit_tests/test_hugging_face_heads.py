@@ -101,6 +101,21 @@ def test_segformers_head(upsampling: str):
         torch.testing.assert_close(model.decode_head(maps), theirs(maps), rtol=1e-11, atol=1e-11)
 
 
+def test_a_checkpoint_with_the_names_of_earlier_releases_loads():
+    torch.manual_seed(0)
+    options = {"decoder_hidden_size": WIDTH, "upsampling": "bilinear"}
+    trained, model = (SegFormerSegmentationModel("dinov3", "tiny", CLASSES, **options).eval() for _ in range(2))
+    former = {
+        name.replace("decode_head.linear_projections.", "decode_head.linear_c."): tensor
+        for name, tensor in trained.state_dict().items()
+    }
+    assert former.keys() != trained.state_dict().keys()
+    model.load_state_dict(former)
+    image = torch.rand(1, 3, 32, 48)
+    with torch.no_grad():
+        assert torch.equal(model(image), trained(image))
+
+
 @pytest.mark.parametrize("grid", [(6, 8), (5, 7), (1, 1)])
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("readout_type", ["project", "add", "ignore"])
