@@ -54,13 +54,13 @@ def measure(size: str, path: Path) -> Stages:
     options = {"backbone_size": size, "query_bias": query_bias_in_file(path)}
     stages.end("derive: look for a query bias in the file")
     with torch.device("meta"), weights_follow(), torch.no_grad():
-        network = create_segmentation_model(3, **options).to("meta")
+        network = create_segmentation_model(num_classes=3, **options).to("meta")
         network(torch.empty(1, 3, 512, 512))
     stages.end("derive: build and run the network on the meta device")
     fit_file(network.backbone, path)
     stages.end("derive: compare file and network")
     with weights_follow():
-        network = create_segmentation_model(3, **options)
+        network = create_segmentation_model(num_classes=3, **options)
     stages.end("build: the network, with random weights")
     load_backbone_weights(network.backbone, path)
     stages.end("load: the file into the network")

@@ -43,7 +43,7 @@ def test_regions_may_overlap_and_the_last_channel_may_be_what_is_ignored():
 
 def test_other_shapes_are_told():
     with pytest.raises(ValueError, match="expected labels"):
-        semantic_to_m2f_targets(torch.zeros(2, 2))
+        semantic_to_m2f_targets(torch.zeros(2))
 
 
 def log_odds(p: float) -> float:
@@ -105,3 +105,14 @@ def test_masks_are_resized_before_the_sigmoid():
     between = queries_to_logits(masks, classes, target_size=(1, 3), regions=True)[0, 0, 0, 1]
     assert float(between) == pytest.approx(-10, abs=1e-2)  # after the sigmoid it would be about 0
     assert queries_to_logits(masks.half(), classes.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("ignore_label", [255, None])
+def test_one_label_map_gives_one_target(ignore_label: int | None):
+    labels = torch.tensor([[0, 2, 2], [255, 0, 1]])
+    target = semantic_to_m2f_targets(labels, ignore_label)
+    (expected,) = semantic_to_m2f_targets(labels[None], ignore_label)
+    assert isinstance(target, dict) and target.keys() == expected.keys()
+    assert all(torch.equal(target[key], expected[key]) for key in expected)
+    assert target["labels"].tolist() == ([0, 1, 2] if ignore_label else [0, 1, 2, 255])
+    assert tuple(target["masks"].shape) == (len(target["labels"]), 2, 3)

@@ -1,5 +1,6 @@
 """Low-rank adaptation of a backbone with peft (Hu et al., "LoRA", 2021, https://arxiv.org/abs/2106.09685)."""
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,23 +11,28 @@ from dinov3.models.lora import add_lora
 if TYPE_CHECKING:
     from peft import PeftModel
 
+logger = logging.getLogger(__name__)
+DEFAULT_TARGETS = ("qkv",)
+
 
 def enable_lora(
     backbone: nn.Module,
     rank: int = 8,
-    alpha: float = 16.0,
-    dropout: float = 0.05,
-    target_modules: Sequence[str] = ("qkv",),
+    lora_alpha: float = 16.0,
+    lora_dropout: float = 0.05,
+    target_modules: Sequence[str] | None = None,
 ) -> "PeftModel":
     """Add low-rank adapters to linear layers of the transformer blocks; only the adapters remain trainable.
+
+    How many parameters these are is logged.
 
     Args:
         backbone: a timm ViT.
         rank: rank of the adapters.
-        alpha: the adapters' output is scaled by `alpha / rank`.
-        dropout: dropout on the adapters' input.
-        target_modules: last names of the layers to adapt, such as `qkv`, `proj`, `fc1`. They are looked for only
-            inside the blocks: `proj` does not match the convolution of the patch embedding.
+        lora_alpha: the adapters' output is scaled by `lora_alpha / rank`.
+        lora_dropout: dropout on the adapters' input.
+        target_modules: last names of the layers to adapt, such as `qkv`, `proj`, `fc1`; by default `qkv`. They are
+            looked for only inside the blocks: `proj` does not match the convolution of the patch embedding.
 
     Returns:
         The wrapped backbone; its attributes and methods are those of the backbone.
@@ -34,9 +40,29 @@ def enable_lora(
     Raises:
         ValueError: the rank is not positive, or a target matches no linear layer of a block.
     """
-    return add_lora(backbone, rank, alpha, dropout, target_modules)
+    adapted = add_lora(
+        backbone, rank, lora_alpha, lora_dropout, DEFAULT_TARGETS if target_modules is None else target_modules
+    )
+    report_trainable(adapted)
+    return adapted
 
 
-def disable_lora(backbone: "PeftModel") -> nn.Module:
-    """Merge the adapters into the layers they adapt and return the plain backbone."""
+def report_trainable(backbone: "PeftModel") -> None:
+    """Log how many of an adapted backbone's parameters train, and in which layers."""
+    names = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+    layers = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names})
+    trainable, total = backbone.get_nb_trainable_parameters()
+    logger.info(
+        "LoRA on %s: %s of the backbone's %s parameters train", ", ".join(layers), f"{trainable:,}", f"{total:,}"
+    )
+
+
+def disable_lora(backbone: "nn.Module | PeftModel") -> nn.Module:
+    """Merge the adapters into the layers they adapt and return the plain backbone.
+
+    A backbone without adapters is returned as it is, with a logged warning.
+    """
+    if not hasattr(backbone, "merge_and_unload"):
+        logger.warning("the backbone has no LoRA to disable: nothing is changed")
+        return backbone
     return backbone.merge_and_unload()

@@ -9,7 +9,10 @@ __all__ = ["ViTSegmentationModel", "create_segmentation_model"]
 
 
 def create_segmentation_model(
-    num_classes: int,
+    backbone_name: str = "dinov3",
+    backbone_size: str = "large",
+    num_classes: int = 1,
+    *backbone_arguments: Any,
     head_type: str = "upernet",
     use_progressive_upsample: bool = True,
     decoder_dropout: float = 0.1,
@@ -23,7 +26,10 @@ def create_segmentation_model(
     if head_type != "upernet":
         raise ValueError(f"unknown head_type {head_type!r}; allowed: upernet")
     return create_upernet(
+        backbone_name,
+        backbone_size,
         num_classes,
+        *backbone_arguments,
         use_progressive_upsample=use_progressive_upsample,
         decoder_dropout=decoder_dropout,
         **options,

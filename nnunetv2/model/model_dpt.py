@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DPTConfig
-from transformers.models.dpt.modeling_dpt import DPTNeck, DPTSemanticSegmentationHead
 
 from nnunetv2.model.backbone import get_vit_features
+from nnunetv2.model.dpt_neck import DPTNeck
 from nnunetv2.model.segmentation_model import ViTSegmentationModel, check_dropout, check_levels, check_one_of
 from nnunetv2.model.upsample import resize
 
@@ -20,11 +19,39 @@ READOUT_TYPES = ("project", "add", "ignore")
 MIN_BATCH_SIZE_FOR_BATCH_NORM = 4
 
 
+class DPTHead(nn.Module):
+    """Classifier of the fused map: (B, C, h, w) → (B, num_classes, h, w).
+
+    Args:
+        channels: C.
+        num_classes: number of classes.
+        dropout: probability that an activation before the classifier is dropped.
+    """
+
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        # names in the state dict are those of Hugging Face's `DPTSemanticSegmentationHead` (transformers 5.23)
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(channels, num_classes, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify (B, C, h, w)."""
+        return self.head(x)
+
+
 class DPTSegmentationModel(ViTSegmentationModel):
     """DPT on a ViT.
 
     Args:
+        backbone_name: a family of the registry, or `timm:<name>`.
+        backbone_size: a size of the family.
         num_classes: number of classes.
+        backbone_arguments: the next ones of `ViTSegmentationModel`.
         fusion_hidden_size: channels of the fusion blocks and of the head.
         readout_type: what the class token does: `project` (stacked on every patch and projected), `add`, or `ignore`.
         use_batch_norm_in_fusion_residual: batch norm in the fusion blocks. In a configuration also `auto`: where there
@@ -35,14 +62,17 @@ class DPTSegmentationModel(ViTSegmentationModel):
 
     def __init__(
         self,
-        num_classes: int,
+        backbone_name: str = "dinov3",
+        backbone_size: str = "large",
+        num_classes: int = 1,
+        *backbone_arguments: Any,
         fusion_hidden_size: int = 256,
         readout_type: str = "project",
         use_batch_norm_in_fusion_residual: bool = True,
         decoder_dropout: float = 0.1,
         **backbone_options: Any,
     ) -> None:
-        super().__init__(num_classes, **backbone_options)
+        super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         check_levels("DPT", self.feature_indices)
         check_one_of("readout_type", readout_type, READOUT_TYPES)
         check_dropout("decoder_dropout", decoder_dropout)
@@ -58,22 +88,9 @@ class DPTSegmentationModel(ViTSegmentationModel):
                 f"readout_type {readout_type!r} needs a class token, which this backbone lacks: set 'ignore'"
             )
         self.readout_type = readout_type
-        config = DPTConfig(
-            hidden_size=self.embed_dim,
-            neck_hidden_sizes=[self.embed_dim] * 4,
-            neck_ignore_stages=[],
-            fusion_hidden_size=fusion_hidden_size,
-            readout_type=readout_type,
-            use_batch_norm_in_fusion_residual=use_batch_norm_in_fusion_residual,
-            semantic_classifier_dropout=decoder_dropout,
-            num_labels=num_classes,
-        )
-        self.neck = DPTNeck(config)
-        for layer in self.neck.fusion_stage.layers:
-            layer.align_corners = False  # corner alignment moves what lies at the border by half a patch
-        # the deepest fusion has nothing to add to: a layer that is never run would stop distributed training
-        self.neck.fusion_stage.layers[0].residual_layer1 = nn.Identity()
-        self.head = DPTSemanticSegmentationHead(config)
+        self.fusion_hidden_size = fusion_hidden_size
+        self.neck = DPTNeck(self.embed_dim, fusion_hidden_size, readout_type, use_batch_norm_in_fusion_residual)
+        self.head = DPTHead(fusion_hidden_size, num_classes, decoder_dropout)
 
     def extract(self, x: Tensor) -> list[Tensor]:
         """Return the tokens of four blocks for images (B, C, H, W): (B, 1 + patches, embed_dim), class token first."""
@@ -86,9 +103,7 @@ class DPTSegmentationModel(ViTSegmentationModel):
     def decode(self, features: list[Tensor], output_size: Sequence[int]) -> Tensor:
         """Map tokens, shallow to deep, to logits (B, num_classes, *output_size)."""
         height, width = (side // self.patch_size for side in output_size)
-        fused = self.neck(features, height, width)
-        # without the head's last layer, which doubles the size: straight to the size of the image
-        return resize(self.head.head[:-1](fused[-1]), output_size)
+        return resize(self.head(self.neck(features, (height, width))), output_size)
 
 
 def _as_tokens(patches: Tensor, first: Tensor) -> Tensor:
@@ -96,7 +111,10 @@ def _as_tokens(patches: Tensor, first: Tensor) -> Tensor:
 
 
 def create_segmentation_model(
-    num_classes: int,
+    backbone_name: str = "dinov3",
+    backbone_size: str = "large",
+    num_classes: int = 1,
+    *backbone_arguments: Any,
     fusion_hidden_size: int = 256,
     readout_type: str = "project",
     use_batch_norm_in_fusion_residual: bool | str = True,
@@ -105,11 +123,14 @@ def create_segmentation_model(
 ) -> DPTSegmentationModel:
     """Create DPT on a ViT; the arguments are those of `DPTSegmentationModel` and `ViTSegmentationModel`."""
     return DPTSegmentationModel(
+        backbone_name,
+        backbone_size,
         num_classes,
-        fusion_hidden_size,
-        readout_type,
-        use_batch_norm_in_fusion_residual,
-        decoder_dropout,
+        *backbone_arguments,
+        fusion_hidden_size=fusion_hidden_size,
+        readout_type=readout_type,
+        use_batch_norm_in_fusion_residual=use_batch_norm_in_fusion_residual,
+        decoder_dropout=decoder_dropout,
         **backbone_options,
     )
 

@@ -17,14 +17,25 @@ class LinearSegmentationModel(LastLayerModel):
     """A linear classifier of every patch.
 
     Args:
+        backbone_name: a family of the registry, or `timm:<name>`.
+        backbone_size: a size of the family.
         num_classes: number of classes.
+        backbone_arguments: the next ones of `ViTSegmentationModel`.
         dropout: probability that a channel is dropped, in [0, 1).
         backbone_options: see `ViTSegmentationModel`. With several `out_layers` their maps are stacked; by default only
             the last block's is read.
     """
 
-    def __init__(self, num_classes: int, dropout: float = 0.1, **backbone_options: Any) -> None:
-        super().__init__(num_classes, **backbone_options)
+    def __init__(
+        self,
+        backbone_name: str = "dinov3",
+        backbone_size: str = "large",
+        num_classes: int = 1,
+        *backbone_arguments: Any,
+        dropout: float = 0.1,
+        **backbone_options: Any,
+    ) -> None:
+        super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         check_dropout("dropout", dropout)
         channels = len(self.feature_indices) * self.embed_dim
         self.head = nn.Sequential(nn.BatchNorm2d(channels), nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
@@ -37,7 +48,14 @@ class LinearSegmentationModel(LastLayerModel):
 
 
 def create_segmentation_model(
-    num_classes: int, dropout: float = 0.1, **backbone_options: Any
+    backbone_name: str = "dinov3",
+    backbone_size: str = "large",
+    num_classes: int = 1,
+    *backbone_arguments: Any,
+    dropout: float = 0.1,
+    **backbone_options: Any,
 ) -> LinearSegmentationModel:
     """Create a linear probe; the arguments are those of `LinearSegmentationModel` and `ViTSegmentationModel`."""
-    return LinearSegmentationModel(num_classes, dropout, **backbone_options)
+    return LinearSegmentationModel(
+        backbone_name, backbone_size, num_classes, *backbone_arguments, dropout=dropout, **backbone_options
+    )

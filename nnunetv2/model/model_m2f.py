@@ -17,7 +17,8 @@ from dinov3.eval.segmentation.models.heads.mask2former_head import COMMON_STRIDE
 from dinov3.eval.segmentation.models.segmentor import BackboneLayersSet, crop_output, layer_indices
 from dinov3.eval.segmentation.models.utils.extent import pad_to
 from dinov3.models.reference_interface import wear_reference_interface
-from nnunetv2.model.segmentation_model import ViTSegmentationModel, autocast_for, check_levels
+from nnunetv2.model.precision import autocast_for
+from nnunetv2.model.segmentation_model import ViTSegmentationModel, check_levels
 
 Queries = dict[str, Tensor | list[dict[str, Tensor]]]
 
@@ -29,7 +30,10 @@ class M2FSegmentationModel(ViTSegmentationModel):
     dense logits, as nnU-Net expects them.
 
     Args:
+        backbone_name: a family of the registry, or `timm:<name>`.
+        backbone_size: a size of the family.
         num_classes: number of classes, or of regions.
+        backbone_arguments: the next ones of `ViTSegmentationModel`.
         hidden_dim: channels of the head; a multiple of 32.
         num_queries: number of queries.
         regions: whether the classes are regions, which may overlap.
@@ -44,7 +48,10 @@ class M2FSegmentationModel(ViTSegmentationModel):
 
     def __init__(
         self,
-        num_classes: int,
+        backbone_name: str = "dinov3",
+        backbone_size: str = "large",
+        num_classes: int = 1,
+        *backbone_arguments: Any,
         hidden_dim: int = 2048,
         num_queries: int = 100,
         regions: bool = False,
@@ -55,7 +62,7 @@ class M2FSegmentationModel(ViTSegmentationModel):
     ) -> None:
         if num_queries < num_classes:
             raise ValueError(f"num_queries must be at least the number of classes ({num_classes}), found {num_queries}")
-        super().__init__(num_classes, **backbone_options)
+        super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         check_levels("Mask2Former's adapter", self.feature_indices)
         wear_reference_interface(self.backbone)
         self.regions = regions
@@ -120,7 +127,10 @@ class M2FSegmentationModel(ViTSegmentationModel):
 
 
 def create_segmentation_model(
-    num_classes: int,
+    backbone_name: str = "dinov3",
+    backbone_size: str = "large",
+    num_classes: int = 1,
+    *backbone_arguments: Any,
     hidden_dim: int = 2048,
     num_queries: int = 100,
     regions: bool = False,
@@ -131,7 +141,17 @@ def create_segmentation_model(
 ) -> M2FSegmentationModel:
     """Create Mask2Former on a ViT; the arguments are those of `M2FSegmentationModel` and `ViTSegmentationModel`."""
     return M2FSegmentationModel(
-        num_classes, hidden_dim, num_queries, regions, dim_feedforward, enc_layers, dec_layers, **backbone_options
+        backbone_name,
+        backbone_size,
+        num_classes,
+        *backbone_arguments,
+        hidden_dim=hidden_dim,
+        num_queries=num_queries,
+        regions=regions,
+        dim_feedforward=dim_feedforward,
+        enc_layers=enc_layers,
+        dec_layers=dec_layers,
+        **backbone_options,
     )
 
 

@@ -6,10 +6,9 @@ backbone maps → a linear layer each → stacked, deepest first → 1×1 convol
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import SegformerConfig, SegformerDecodeHead
+from torch import Tensor
 
+from nnunetv2.model.segformer_head import SegFormerHead
 from nnunetv2.model.segmentation_model import ViTSegmentationModel, check_dropout, check_one_of
 from nnunetv2.model.upsample import ProgressiveUpsampler, resize
 
@@ -20,7 +19,10 @@ class SegFormerSegmentationModel(ViTSegmentationModel):
     """SegFormer's decoder on a ViT.
 
     Args:
+        backbone_name: a family of the registry, or `timm:<name>`.
+        backbone_size: a size of the family.
         num_classes: number of classes.
+        backbone_arguments: the next ones of `ViTSegmentationModel`.
         decoder_hidden_size: channels of the decoder.
         upsampling: `bilinear` classifies at the patch grid and resizes the logits; `progressive` upsamples features by
             learned stages; `full` resizes features to the size of the image before norm, activation and classifier.
@@ -30,28 +32,26 @@ class SegFormerSegmentationModel(ViTSegmentationModel):
 
     def __init__(
         self,
-        num_classes: int,
+        backbone_name: str = "dinov3",
+        backbone_size: str = "large",
+        num_classes: int = 1,
+        *backbone_arguments: Any,
         decoder_hidden_size: int = 256,
         upsampling: str = "progressive",
         decoder_dropout: float = 0.1,
         **backbone_options: Any,
     ) -> None:
-        super().__init__(num_classes, **backbone_options)
+        super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         check_one_of("upsampling", upsampling, UPSAMPLING)
         check_dropout("decoder_dropout", decoder_dropout)
         if decoder_hidden_size < 1:
             raise ValueError(f"decoder_hidden_size must be at least 1, found {decoder_hidden_size}")
-        levels = len(self.feature_indices)
-        config = SegformerConfig(
-            num_encoder_blocks=levels,
-            hidden_sizes=[self.embed_dim] * levels,
-            decoder_hidden_size=decoder_hidden_size,
-            classifier_dropout_prob=decoder_dropout,
-            # with learned stages behind it the head gives features
-            num_labels=decoder_hidden_size if upsampling == "progressive" else num_classes,
-        )
+        self.decoder_hidden_size = decoder_hidden_size
         self.upsampling = upsampling
-        self.decode_head = SegformerDecodeHead(config)
+        # with learned stages behind it the head gives features
+        out_channels = decoder_hidden_size if upsampling == "progressive" else num_classes
+        in_channels = [self.embed_dim] * len(self.feature_indices)
+        self.decode_head = SegFormerHead(in_channels, decoder_hidden_size, out_channels, decoder_dropout)
         self.upsampler: ProgressiveUpsampler | None = None
         if upsampling == "progressive":
             self.upsampler = ProgressiveUpsampler(
@@ -61,35 +61,44 @@ class SegFormerSegmentationModel(ViTSegmentationModel):
     def decode(self, features: list[Tensor], output_size: Sequence[int]) -> Tensor:
         """Map features, shallow to deep, to logits (B, num_classes, *output_size)."""
         if self.upsampling == "full":
-            return self._classify_at_full_size(features, output_size)
+            # The same as resizing every map first: a linear layer and a 1×1 convolution commute with resizing.
+            return self.decode_head.classify(resize(self.decode_head.fuse(features), output_size))
         x = self.decode_head(features)
         return resize(x, output_size) if self.upsampler is None else self.upsampler(x, output_size)
 
-    def _classify_at_full_size(self, features: list[Tensor], output_size: Sequence[int]) -> Tensor:
-        # The same as resizing every map first: a linear layer and a 1×1 convolution commute with resizing.
-        head = self.decode_head
-        projections = next(part for part in head.children() if isinstance(part, nn.ModuleList))
-        projected = [
-            linear(x).transpose(1, 2).unflatten(2, x.shape[-2:])
-            for linear, x in zip(projections, features, strict=True)
-        ]
-        fused = resize(head.linear_fuse(torch.cat(projected[::-1], dim=1)), output_size)
-        return head.classifier(head.dropout(head.activation(head.batch_norm(fused))))
-
 
 def create_segmentation_model(
-    num_classes: int,
+    backbone_name: str = "dinov3",
+    backbone_size: str = "large",
+    num_classes: int = 1,
+    *backbone_arguments: Any,
     decoder_hidden_size: int = 256,
     upsampling: str = "progressive",
     decoder_dropout: float = 0.1,
     **backbone_options: Any,
 ) -> SegFormerSegmentationModel:
     """Create SegFormer on a ViT; the arguments are those of `SegFormerSegmentationModel` and `ViTSegmentationModel`."""
-    return SegFormerSegmentationModel(num_classes, decoder_hidden_size, upsampling, decoder_dropout, **backbone_options)
+    return SegFormerSegmentationModel(
+        backbone_name,
+        backbone_size,
+        num_classes,
+        *backbone_arguments,
+        decoder_hidden_size=decoder_hidden_size,
+        upsampling=upsampling,
+        decoder_dropout=decoder_dropout,
+        **backbone_options,
+    )
 
 
 def create_segformer_model(
-    num_classes: int, decoder_hidden_size: int = 256, **options: Any
+    backbone_name: str = "dinov3",
+    backbone_size: str = "large",
+    num_classes: int = 1,
+    *backbone_arguments: Any,
+    upsampling: str = "bilinear",
+    **options: Any,
 ) -> SegFormerSegmentationModel:
-    """Create SegFormer with its logits at the patch grid, resized (`upsampling="bilinear"` unless given)."""
-    return create_segmentation_model(num_classes, decoder_hidden_size, **{"upsampling": "bilinear", **options})
+    """Create SegFormer as `create_segmentation_model` does, by default with its logits at the patch grid, resized."""
+    return create_segmentation_model(
+        backbone_name, backbone_size, num_classes, *backbone_arguments, upsampling=upsampling, **options
+    )

@@ -115,7 +115,10 @@ class UNETRSegmentationModel(ViTSegmentationModel):
     """UNETR on a ViT.
 
     Args:
+        backbone_name: a family of the registry, or `timm:<name>`.
+        backbone_size: a size of the family.
         num_classes: number of classes.
+        backbone_arguments: the next ones of `ViTSegmentationModel`.
         decoder_channels: five widths, from the grid of patches to the full size.
         negative_slope: of the leaky ReLUs, in [0, 1].
         upsample_mode: `deconv` (transposed convolutions) or `bilinear` between the stages.
@@ -126,14 +129,17 @@ class UNETRSegmentationModel(ViTSegmentationModel):
 
     def __init__(
         self,
-        num_classes: int,
+        backbone_name: str = "dinov3",
+        backbone_size: str = "large",
+        num_classes: int = 1,
+        *backbone_arguments: Any,
         decoder_channels: Sequence[int] = (512, 256, 128, 64, 32),
         negative_slope: float = 0.01,
         upsample_mode: str = "deconv",
         image_branch: bool = False,
         **backbone_options: Any,
     ) -> None:
-        super().__init__(num_classes, **backbone_options)
+        super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         check_levels("UNETR", self.feature_indices)
         check_one_of("upsample_mode", upsample_mode, UPSAMPLE_MODES)
         if len(decoder_channels) != 5 or not all(isinstance(width, int) and width > 0 for width in decoder_channels):
@@ -161,7 +167,10 @@ class UNETRSegmentationModel(ViTSegmentationModel):
 
 
 def create_segmentation_model(
-    num_classes: int,
+    backbone_name: str = "dinov3",
+    backbone_size: str = "large",
+    num_classes: int = 1,
+    *backbone_arguments: Any,
     decoder_channels: Sequence[int] = (512, 256, 128, 64, 32),
     negative_slope: float = 0.01,
     upsample_mode: str = "deconv",
@@ -170,5 +179,13 @@ def create_segmentation_model(
 ) -> UNETRSegmentationModel:
     """Create UNETR on a ViT; the arguments are those of `UNETRSegmentationModel` and `ViTSegmentationModel`."""
     return UNETRSegmentationModel(
-        num_classes, decoder_channels, negative_slope, upsample_mode, image_branch, **backbone_options
+        backbone_name,
+        backbone_size,
+        num_classes,
+        *backbone_arguments,
+        decoder_channels=decoder_channels,
+        negative_slope=negative_slope,
+        upsample_mode=upsample_mode,
+        image_branch=image_branch,
+        **backbone_options,
     )

@@ -81,7 +81,10 @@ class UperNetSegmentationModel(ViTSegmentationModel):
     """UperNet on a ViT.
 
     Args:
+        backbone_name: a family of the registry, or `timm:<name>`.
+        backbone_size: a size of the family.
         num_classes: number of classes.
+        backbone_arguments: the next ones of `ViTSegmentationModel`.
         hidden_size: channels of the pyramid; at least 2.
         pool_scales: sides of the maps of the pyramid pooling.
         use_progressive_upsample: upsample by learned stages with features of the backbone as skip connections;
@@ -92,14 +95,17 @@ class UperNetSegmentationModel(ViTSegmentationModel):
 
     def __init__(
         self,
-        num_classes: int,
+        backbone_name: str = "dinov3",
+        backbone_size: str = "large",
+        num_classes: int = 1,
+        *backbone_arguments: Any,
         hidden_size: int = 512,
         pool_scales: Sequence[int] = (1, 2, 3, 6),
         use_progressive_upsample: bool = True,
         decoder_dropout: float = 0.1,
         **backbone_options: Any,
     ) -> None:
-        super().__init__(num_classes, **backbone_options)
+        super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         if hidden_size < 2:
             raise ValueError(f"UperNet's hidden_size must be at least 2, found {hidden_size}")
         if not pool_scales or min(pool_scales) < 1:
@@ -126,7 +132,10 @@ class UperNetSegmentationModel(ViTSegmentationModel):
 
 
 def create_segmentation_model(
-    num_classes: int,
+    backbone_name: str = "dinov3",
+    backbone_size: str = "large",
+    num_classes: int = 1,
+    *backbone_arguments: Any,
     hidden_size: int = 512,
     pool_scales: Sequence[int] = (1, 2, 3, 6),
     use_progressive_upsample: bool = True,
@@ -135,5 +144,13 @@ def create_segmentation_model(
 ) -> UperNetSegmentationModel:
     """Create UperNet on a ViT; the arguments are those of `UperNetSegmentationModel` and `ViTSegmentationModel`."""
     return UperNetSegmentationModel(
-        num_classes, hidden_size, pool_scales, use_progressive_upsample, decoder_dropout, **backbone_options
+        backbone_name,
+        backbone_size,
+        num_classes,
+        *backbone_arguments,
+        hidden_size=hidden_size,
+        pool_scales=pool_scales,
+        use_progressive_upsample=use_progressive_upsample,
+        decoder_dropout=decoder_dropout,
+        **backbone_options,
     )

@@ -71,7 +71,10 @@ class PrimusMultiscaleSegmentationModel(ViTSegmentationModel):
     """Primus on the stacked maps of several depths of a ViT.
 
     Args:
+        backbone_name: a family of the registry, or `timm:<name>`.
+        backbone_size: a size of the family.
         num_classes: number of classes.
+        backbone_arguments: the next ones of `ViTSegmentationModel`.
         embed_dim: channels per depth in the decoder; by default the backbone's, without a projection.
         patch_embed_size: how many times larger the decoder's logits are than its maps, a power of two; by default the
             one next to the patch size of the backbone (16 for 14).
@@ -81,7 +84,10 @@ class PrimusMultiscaleSegmentationModel(ViTSegmentationModel):
 
     def __init__(
         self,
-        num_classes: int,
+        backbone_name: str = "dinov3",
+        backbone_size: str = "large",
+        num_classes: int = 1,
+        *backbone_arguments: Any,
         embed_dim: int | None = None,
         patch_embed_size: int | None = None,
         interaction_indices: Sequence[int] | None = None,
@@ -92,7 +98,7 @@ class PrimusMultiscaleSegmentationModel(ViTSegmentationModel):
             if named is not None and list(named) != list(interaction_indices):
                 raise ValueError(f"interaction_indices {list(interaction_indices)} and out_layers {list(named)} differ")
             backbone_options["out_layers"] = interaction_indices
-        super().__init__(num_classes, **backbone_options)
+        super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         depths = len(self.feature_indices)
         self.decoder = PrimusDecoder(
             depths * self.embed_dim,
@@ -116,7 +122,10 @@ def _next_power_of_two(number: int) -> int:
 
 
 def create_segmentation_model(
-    num_classes: int,
+    backbone_name: str = "dinov3",
+    backbone_size: str = "large",
+    num_classes: int = 1,
+    *backbone_arguments: Any,
     multiscale: bool = False,
     embed_dim: int | None = None,
     patch_embed_size: int | None = None,
@@ -125,4 +134,13 @@ def create_segmentation_model(
 ) -> PrimusMultiscaleSegmentationModel:
     """Create Primus on a ViT, with `multiscale` on four depths; see `PrimusMultiscaleSegmentationModel`."""
     model_class = PrimusMultiscaleSegmentationModel if multiscale else PrimusSegmentationModel
-    return model_class(num_classes, embed_dim, patch_embed_size, interaction_indices, **backbone_options)
+    return model_class(
+        backbone_name,
+        backbone_size,
+        num_classes,
+        *backbone_arguments,
+        embed_dim=embed_dim,
+        patch_embed_size=patch_embed_size,
+        interaction_indices=interaction_indices,
+        **backbone_options,
+    )

@@ -1,7 +1,5 @@
 """The model that every decoder shares: normalise → pad → backbone features → decoder → crop; freezing; summary."""
 
-import contextlib
-import functools
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -11,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov3.models.lora import add_lora
 from nnunetv2.model.backbone import create_backbone, get_vit_features
-from nnunetv2.model.lora import disable_lora, enable_lora
-
-AUTOCAST_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from nnunetv2.model.lora import DEFAULT_TARGETS, disable_lora, report_trainable
+from nnunetv2.model.precision import AUTOCAST_DTYPES, autocast_for
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -30,40 +28,23 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom), mode=mode)
 
 
-def autocast_for(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Autocast for a precision where it helps: on CUDA, and to bfloat16 on a CPU that computes it natively."""
-    dtype = AUTOCAST_DTYPES[precision]
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=dtype, enabled=dtype is not None)
-    if device.type == "cpu" and dtype == torch.bfloat16 and cpu_has_bfloat16():
-        return torch.autocast("cpu", dtype=dtype)
-    return contextlib.nullcontext()
-
-
-@functools.cache
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively; elsewhere it is emulated, and slower than float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 class ViTSegmentationModel(nn.Module):
     """A ViT and a decoder. Subclasses build the decoder in their constructor and run it in `decode`.
 
     Args:
-        num_classes: number of classes.
         backbone_name: a family of the registry, or `timm:<name>`.
         backbone_size: a size of the family.
-        input_channels: channels of the images.
+        num_classes: number of classes.
         checkpoint_path: a file of pretrained weights for the backbone.
-        pretrained: without a file, load timm's hub copy; if false too, the backbone is random (one logged warning).
-        query_bias: whether DINOv3's attention has a query bias; by default, if the file holds one.
         freeze_backbone: train the decoder only; ignored with LoRA.
         use_lora: train low-rank adapters in the backbone's blocks, and the decoder.
         lora_rank: rank of the adapters.
         lora_alpha: the adapters are scaled by `lora_alpha / lora_rank`.
         lora_dropout: dropout on the adapters' input.
         lora_target_modules: the layers to adapt (default `qkv`).
+        input_channels: channels of the images.
+        pretrained: without a file, load timm's hub copy; if false too, the backbone is random (one logged warning).
+        query_bias: whether DINOv3's attention has a query bias; by default, if the file holds one.
         out_layers: 0-based indices of the blocks whose outputs the decoder gets; by default four even quarters.
         input_norm: `{"mean": [...], "std": [...]}`, one number per channel, applied to the input; None for none.
         precision: `float32`, `float16` or `bfloat16`: of the whole forward pass, in training and in prediction.
@@ -73,6 +54,7 @@ class ViTSegmentationModel(nn.Module):
         backbone: the ViT.
         feature_indices: the blocks whose outputs the decoder gets.
         num_classes: number of classes.
+        patch_size: side of the backbone's patches in pixels; also `backbone_patch_size`.
         mode: `frozen`, `lora` or `full`.
 
     Raises:
@@ -85,20 +67,20 @@ class ViTSegmentationModel(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
-        *,
         backbone_name: str = "dinov3",
         backbone_size: str = "large",
-        input_channels: int = 3,
+        num_classes: int = 1,
         checkpoint_path: str | Path | None = None,
-        pretrained: bool = False,
-        query_bias: bool | None = None,
         freeze_backbone: bool = True,
         use_lora: bool = False,
         lora_rank: int = 8,
         lora_alpha: float = 16.0,
         lora_dropout: float = 0.05,
         lora_target_modules: Sequence[str] | None = None,
+        *,
+        input_channels: int = 3,
+        pretrained: bool = False,
+        query_bias: bool | None = None,
         out_layers: Sequence[int] | None = None,
         input_norm: dict[str, list[float]] | None = None,
         precision: str = "float32",
@@ -157,6 +139,11 @@ class ViTSegmentationModel(nn.Module):
                 )
             self.register_buffer(f"input_{name}", torch.tensor(norm[name], dtype=torch.float32).view(1, -1, 1, 1))
 
+    @property
+    def backbone_patch_size(self) -> int:
+        """Side of the backbone's patches in pixels: another name of `patch_size`."""
+        return self.patch_size
+
     def freeze_backbone(self) -> None:
         """Stop the training of the backbone; it stays in evaluation mode whatever `train()` says."""
         self.mode = "frozen"
@@ -176,19 +163,22 @@ class ViTSegmentationModel(nn.Module):
     def enable_lora(
         self,
         rank: int = 8,
-        alpha: float = 16.0,
-        dropout: float = 0.05,
+        lora_alpha: float = 16.0,
+        lora_dropout: float = 0.05,
         target_modules: Sequence[str] | None = None,
     ) -> None:
         """Wrap the backbone with low-rank adapters; only these and the decoder train (see `lora.enable_lora`)."""
-        self.backbone = enable_lora(self.backbone, rank, alpha, dropout, target_modules or ("qkv",))
+        targets = DEFAULT_TARGETS if target_modules is None else target_modules
+        self.backbone = add_lora(self.backbone, rank, lora_alpha, lora_dropout, targets)
         self._freeze_unused()
+        report_trainable(self.backbone)
         self.mode = "lora"
 
     def disable_lora(self) -> None:
-        """Merge the adapters into the backbone, which is frozen from then on."""
+        """Merge the adapters into the backbone, which is frozen from then on; without adapters nothing changes."""
         self.backbone = disable_lora(self.backbone)
-        self.freeze_backbone()
+        if self.mode == "lora":
+            self.freeze_backbone()
 
     def train(self, mode: bool = True) -> "ViTSegmentationModel":
         """Set the training mode; a frozen backbone stays in evaluation mode."""

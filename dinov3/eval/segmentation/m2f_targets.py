@@ -11,25 +11,30 @@ from torch import Tensor
 
 from dinov3.eval.segmentation.precision import without_autocast
 
+Target = dict[str, Tensor]
 
-def semantic_to_m2f_targets(semantic_mask: Tensor, ignore_label: int | None = 255) -> list[dict[str, Tensor]]:
+
+def semantic_to_m2f_targets(semantic_mask: Tensor, ignore_label: int | None = 255) -> list[Target] | Target:
     """Turn dense labels into a mask per class.
 
     Args:
-        semantic_mask: labels (B, H, W) or (B, 1, H, W); or regions, which may overlap, (B, R, H, W): not 0 inside.
-        ignore_label: pixels of this label belong to no class, and take part in nothing. None if there is none. If there
-            is one, the last channel of regions is not a region but marks these pixels.
+        semantic_mask: labels (B, H, W) or (B, 1, H, W), or of one image (H, W); or regions, which may overlap,
+            (B, R, H, W): not 0 inside.
+        ignore_label: pixels of this label belong to no class and have no effect. None if there is none. If there is
+            one, the last channel of regions is not a region but marks these pixels.
 
     Returns:
         Per image `masks` (N, H, W), float32, 0 or 1; `labels` (N,), int64: the class, or the region's channel; and, if
         there are ignored pixels, `valid` (H, W), False there. N counts the classes that are in the image, background
-        included.
+        included. One label map (H, W) gives this dictionary itself, more give a list.
 
     Raises:
         ValueError: another number of dimensions.
     """
+    if semantic_mask.ndim == 2:
+        return semantic_to_m2f_targets(semantic_mask[None], ignore_label)[0]
     if semantic_mask.ndim not in (3, 4):
-        raise ValueError(f"expected labels (B, H, W) or (B, channels, H, W), got {tuple(semantic_mask.shape)}")
+        raise ValueError(f"expected labels (H, W), (B, H, W) or (B, channels, H, W), got {tuple(semantic_mask.shape)}")
     semantic_mask = semantic_mask.to(torch.int64)  # so that any label can be compared
     if semantic_mask.ndim == 4 and semantic_mask.shape[1] > 1:
         return regions_to_m2f_targets(semantic_mask, ignore_label is not None)
@@ -42,7 +47,7 @@ def regions_to_m2f_targets(regions: Tensor, last_is_ignored: bool = False) -> li
 
     Args:
         regions: (B, R, H, W): not 0 inside. One channel is a region too.
-        last_is_ignored: whether the last channel is not a region but marks pixels that take part in nothing.
+        last_is_ignored: whether the last channel is not a region but marks pixels that have no effect.
 
     Returns:
         See `semantic_to_m2f_targets`.

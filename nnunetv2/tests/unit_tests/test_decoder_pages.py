@@ -157,7 +157,11 @@ def run_and_record(module: str, options: dict) -> tuple[nn.Module, dict[str, tup
     """The shapes that a network meets on the way, by the names of `drawing.Box.source`."""
     create = import_module(module).create_segmentation_model
     with torch.device("meta"):
-        model = create(CLASSES, backbone_size="tiny", input_channels=IMAGE_CHANNELS, **options).eval().to("meta")
+        model = (
+            create(num_classes=CLASSES, backbone_size="tiny", input_channels=IMAGE_CHANNELS, **options)
+            .eval()
+            .to("meta")
+        )
         image = torch.empty(1, IMAGE_CHANNELS, *(PATCH * side for side in GRID))
     shapes = {"image": tuple(image.shape[1:])}
 

@@ -19,7 +19,7 @@ WITHOUT_CLASS_TOKEN = "timm:vit_little_patch16_reg1_gap_256"
 def build(module: str, num_classes: int = 3, **options) -> nn.Module:
     torch.manual_seed(0)
     create = import_module(f"nnunetv2.model.{module}").create_segmentation_model
-    return create(num_classes, **{"backbone_size": "tiny", **options}).eval()
+    return create(num_classes=num_classes, **{"backbone_size": "tiny", **options}).eval()
 
 
 def maps(model: nn.Module, height: int = 5, width: int = 7) -> list[torch.Tensor]:
@@ -74,10 +74,10 @@ def test_segformer_has_a_projection_per_map():
 
 
 def test_segformer_by_its_first_name():
-    model = create_segformer_model(2, backbone_size="tiny")
+    model = create_segformer_model(num_classes=2, backbone_size="tiny")
     assert isinstance(model, SegFormerSegmentationModel) and model.upsampling == "bilinear"
     assert model.decode_head.classifier.in_channels == 256
-    assert create_segformer_model(2, 16, upsampling="full", backbone_size="tiny").upsampling == "full"
+    assert create_segformer_model(backbone_size="tiny", decoder_hidden_size=16, upsampling="full").upsampling == "full"
 
 
 # --- DPT ------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def create_network(mode: str) -> nn.Module:
     # the last block feeds nothing: its parameters must not wait for a gradient
     options = {"backbone_size": "tiny", "out_layers": [0, 1, 2], "hidden_size": 32, "decoder_dropout": 0.0}
     # group norm over maps of few pixels makes a lot of the last bit of a float32
-    return create_segmentation_model(CLASSES, **options, **MODES[mode]).double()
+    return create_segmentation_model(num_classes=CLASSES, **options, **MODES[mode]).double()
 
 
 def create_loss(is_ddp: bool) -> nn.Module:
@@ -64,7 +64,7 @@ def make_steps(network: nn.Module, loss: Callable, images: torch.Tensor, labels:
 def make_mask2former(mode: str) -> nn.Module:
     torch.manual_seed(1)
     small = {"hidden_dim": 32, "num_queries": 5, "dim_feedforward": 32, "enc_layers": 1, "dec_layers": 2}
-    return create_mask2former(CLASSES, backbone_size="tiny", **small, **MODES[mode])
+    return create_mask2former(num_classes=CLASSES, backbone_size="tiny", **small, **MODES[mode])
 
 
 def train_mask2former(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:

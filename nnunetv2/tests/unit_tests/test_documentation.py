@@ -88,7 +88,7 @@ def mask2former_parameters() -> dict[tuple[str, str], dict[str, int]]:
     counts = {}
     with torch.device("meta"):
         for size, width in ((size, width) for size in ("base", "large") for width in (256, 2048)):
-            parts = count_parameters_per_part(create_mask2former(4, width, backbone_size=size))
+            parts = count_parameters_per_part(create_mask2former(num_classes=4, hidden_dim=width, backbone_size=size))
             counts[size, str(width)] = {name: total for name, (total, _) in parts.items()}
     return counts
 

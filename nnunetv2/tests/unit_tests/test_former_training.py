@@ -12,7 +12,7 @@ from nnunetv2.training.experiment.former_training import check_former_training, 
 
 
 def network(num_classes: int = 3, **options) -> torch.nn.Module:
-    return create_segmentation_model(num_classes, backbone_size="tiny", hidden_size=32, **options)
+    return create_segmentation_model(num_classes=num_classes, backbone_size="tiny", hidden_size=32, **options)
 
 
 def save(path: Path, weights: dict) -> Path:

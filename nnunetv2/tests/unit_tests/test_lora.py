@@ -33,7 +33,7 @@ def test_every_adapter_gets_a_gradient_and_nothing_else(family: str, query_bias:
 
 @pytest.mark.parametrize("query_bias", [False, True])
 def test_merging_keeps_the_outputs(query_bias: bool):
-    model = enable_lora(create_backbone("dinov3", "tiny", query_bias=query_bias)[0], dropout=0.0).eval()
+    model = enable_lora(create_backbone("dinov3", "tiny", query_bias=query_bias)[0], lora_dropout=0.0).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)

@@ -20,7 +20,7 @@ everywhere = pytest.mark.parametrize("family", NETWORKS)
 
 def model_for(family: str = "dinov3", **options: Any) -> M2FSegmentationModel:
     torch.manual_seed(0)
-    return create_segmentation_model(CLASSES, backbone_name=family, backbone_size="tiny", **{**SMALL, **options})
+    return create_segmentation_model(family, "tiny", CLASSES, **{**SMALL, **options})
 
 
 @pytest.mark.parametrize(("family", "channels"), [("dinov3", 1), ("dinov3", 3), *((name, 4) for name in NETWORKS)])

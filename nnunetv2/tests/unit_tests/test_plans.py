@@ -154,7 +154,7 @@ def test_a_decoder_that_forgets_the_size_of_the_image_is_refused(tmp_path: Path,
         "    def forward(self, x):\n"
         "        return super().forward(x)[..., ::2, ::2]\n"
         "def create_segmentation_model(num_classes, hidden_size=32, **backbone_options):\n"
-        "    return Small(num_classes, hidden_size, **backbone_options)\n"
+        "    return Small(num_classes=num_classes, hidden_size=hidden_size, **backbone_options)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     forgetful = config()

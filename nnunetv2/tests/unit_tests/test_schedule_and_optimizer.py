@@ -46,7 +46,7 @@ def test_one_epoch_is_enough(name: str):
 
 
 def network() -> torch.nn.Module:
-    return create_segmentation_model(2, backbone_size="tiny", hidden_size=32, freeze_backbone=False)
+    return create_segmentation_model(num_classes=2, backbone_size="tiny", hidden_size=32, freeze_backbone=False)
 
 
 def test_layer_decay_falls_with_the_depth_and_survives_the_schedule():
@@ -66,7 +66,7 @@ def test_layer_decay_falls_with_the_depth_and_survives_the_schedule():
 
 
 def test_without_layer_decay_there_is_one_group_of_what_trains():
-    model = create_segmentation_model(2, backbone_size="tiny", hidden_size=32, freeze_backbone=True)
+    model = create_segmentation_model(num_classes=2, backbone_size="tiny", hidden_size=32, freeze_backbone=True)
     (group,) = parameter_groups(model, 0.01, 0.05, layer_decay=None)
     assert len(group["params"]) == sum(p.requires_grad for p in model.parameters())
     assert group["weight_decay"] == 0.05

@@ -45,7 +45,7 @@ def model_for(family: str = "dinov3", decoder: str = "upernet", **options: Any) 
     torch.manual_seed(0)
     module, small = DECODERS[decoder]
     create = import_module(f"nnunetv2.model.{module}").create_segmentation_model
-    return create(3, backbone_name=family, **{"backbone_size": "tiny", **small, **options})
+    return create(num_classes=3, backbone_name=family, **{"backbone_size": "tiny", **small, **options})
 
 
 def without_dropout(decoder: str) -> dict[str, float]:
@@ -250,9 +250,9 @@ def test_many_feature_layers_do_not_grow_beyond_the_image():
         stage.register_forward_hook(lambda _m, _i, output: sizes.append(tuple(output.shape[-2:])))
     model(torch.rand(1, 3, 32, 20))
     assert sizes == [(4, 4), (8, 8), (16, 16), (32, 32)]
-    deep = create_segmentation_model(2, backbone_name="timm:vit_tiny_patch16_224", hidden_size=32, out_layers=range(8))
+    deep = create_segmentation_model("timm:vit_tiny_patch16_224", hidden_size=32, out_layers=range(8))
     deep.upsampler.stages[-2].register_forward_hook(lambda _m, _i, output: sizes.append(tuple(output.shape[-2:])))
-    assert deep(torch.rand(1, 3, 32, 32)).shape == (1, 2, 32, 32) and sizes[-1] == (32, 32)
+    assert deep(torch.rand(1, 3, 32, 32)).shape == (1, 1, 32, 32) and sizes[-1] == (32, 32)
 
 
 def check_compiled(model: nn.Module) -> None:
@@ -337,7 +337,7 @@ def test_impossible_feature_layers(layers: list[int]):
 
 def test_unknown_keywords_are_type_errors():
     with pytest.raises(TypeError, match="hiden_size"):
-        create_segmentation_model(2, hiden_size=3, **SMALL)
+        create_segmentation_model(hiden_size=3, **SMALL)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_unknown_keywords_are_type_errors():
 )
 def test_impossible_options(options: dict):
     with pytest.raises(ValueError):
-        create_segmentation_model(2, **{**SMALL, **options})
+        create_segmentation_model(**{**SMALL, **options})
 
 
 def test_precision_is_that_of_the_forward_pass():
@@ -397,17 +397,17 @@ def test_parameters_equal_those_of_the_first_model(size: str, hidden: int, train
     classifier = hidden * hidden + hidden
     trainable, total = trainable - classifier, total - classifier
     with torch.device("meta"):
-        model = create_segmentation_model(4, hidden_size=hidden, backbone_size=size)
+        model = create_segmentation_model(num_classes=4, hidden_size=hidden, backbone_size=size)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
     assert sum(p.numel() for p in model.parameters()) == total
 
 
 def test_first_names():
-    model = create_first_model(2, head_type="upernet", decoder_dropout=0.2, **SMALL)
+    model = create_first_model(head_type="upernet", decoder_dropout=0.2, **SMALL)
     assert isinstance(model, UperNetSegmentationModel)
-    assert create_first_model(2, use_progressive_upsample=False, **SMALL).upsampler is None
+    assert create_first_model(use_progressive_upsample=False, **SMALL).upsampler is None
     with pytest.raises(ValueError, match="unknown head_type 'fpn'"):
-        create_first_model(2, head_type="fpn", **SMALL)
+        create_first_model(head_type="fpn", **SMALL)
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from dinov3.eval.segmentation.models.heads.linear_head import LinearHead
 from dinov3.eval.segmentation.models.heads.mask2former_head import COMMON_STRIDE, FEATURES, Mask2FormerHead
 from dinov3.eval.segmentation.models.utils.extent import crop_extent, pad_to, resize, round_up
 from dinov3.eval.segmentation.models.utils.freezing import freeze, trains
+from dinov3.eval.segmentation.precision import autocast_to
 from dinov3.models.reference_interface import wear_reference_interface
 
 DECODER_TYPES = ("m2f", "linear")
@@ -118,8 +119,7 @@ class FeatureDecoder(nn.Module):
 
     def _segment(self, inputs: Tensor, decode: Callable[..., Tensor | dict]) -> Tensor | dict[str, Tensor | list]:
         backbone = self.segmentation_model[0]
-        reduced = None if self.autocast_dtype == torch.float32 else self.autocast_dtype
-        with torch.autocast(inputs.device.type, reduced, enabled=reduced is not None):
+        with autocast_to(inputs.device, self.autocast_dtype):
             output = decode(backbone(inputs))
         return crop_output(output, backbone.covered(inputs.shape[-2:]), inputs.shape[-2:])
 
@@ -160,7 +160,7 @@ def build_segmentation_decoder(
     freeze_backbone: bool = True,
     **head_options: int,
 ) -> FeatureDecoder:
-    """Join a ViT and a decoder.
+    """Join a ViT and a decoder, which is created on the device of the ViT; that may be `meta`.
 
     Args:
         backbone_model: a ViT of `dinov3.hub.backbones`, or any ViT of timm, also with adapters of peft.
@@ -182,18 +182,19 @@ def build_segmentation_decoder(
         raise ValueError(f"decoder_type must be one of {', '.join(DECODER_TYPES)}, found {decoder_type!r}")
     wear_reference_interface(backbone_model)
     layers = layer_indices(backbone_out_layers, backbone_model.n_blocks)
-    if decoder_type == "linear":
-        features = IntermediateFeatures(backbone_model, layers, lora_enabled, freeze_backbone)
-        head = LinearHead([backbone_model.embed_dim] * len(layers), num_classes, dropout=dropout)
-        return FeatureDecoder(features, head, autocast_dtype)
-    adapter = DINOv3_Adapter(
-        backbone_model, layers, lora_enabled=lora_enabled, freeze_backbone=freeze_backbone
-    ).eval()  # as the reference's is, until the whole is set to training
-    shape = (backbone_model.embed_dim, 0, 0, COMMON_STRIDE)
-    head = Mask2FormerHead(
-        dict.fromkeys(FEATURES, shape), hidden_dim, num_classes, num_queries=num_queries, **head_options
-    )
-    return FeatureDecoder(adapter, head, autocast_dtype)
+    with backbone_model.patch_embed.proj.weight.device:  # what is new is created where the ViT is
+        if decoder_type == "linear":
+            features = IntermediateFeatures(backbone_model, layers, lora_enabled, freeze_backbone)
+            head = LinearHead([backbone_model.embed_dim] * len(layers), num_classes, dropout=dropout)
+            return FeatureDecoder(features, head, autocast_dtype)
+        adapter = DINOv3_Adapter(
+            backbone_model, layers, lora_enabled=lora_enabled, freeze_backbone=freeze_backbone
+        ).eval()  # as the reference's is, until the whole is set to training
+        shape = (backbone_model.embed_dim, 0, 0, COMMON_STRIDE)
+        head = Mask2FormerHead(
+            dict.fromkeys(FEATURES, shape), hidden_dim, num_classes, num_queries=num_queries, **head_options
+        )
+        return FeatureDecoder(adapter, head, autocast_dtype)
 
 
 def layer_indices(layers: BackboneLayersSet | str | Sequence[int], depth: int) -> list[int]:
