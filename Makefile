@@ -6,7 +6,7 @@ OLDEST ?= .venv-oldest
 # Old releases without a wheel for this Python are passed over instead of being compiled.
 UV_INSTALL = $(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --only-binary numpy,scipy,safetensors
 
-.PHONY: install install-dev demo test test-fast test-oldest lint docs
+.PHONY: install install-dev demo test test-fast test-nightly test-oldest lint docs
 
 .venv/bin/python:
 	$(BASE_PYTHON) -m venv .venv
@@ -25,7 +25,6 @@ demo: install
 IN_GROUPS = -n auto --dist loadgroup --no-loadscope-reorder
 
 # Every decoder on every data set and every backbone; `make test` has a part of them.
-.PHONY: test-nightly
 test-nightly: install-dev
 	$(PYTHON) -m pytest --durations=10 -m nightly $(IN_GROUPS)
 
