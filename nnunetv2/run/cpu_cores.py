@@ -3,6 +3,7 @@
 import os
 
 MAX_AUGMENTATION_PROCESSES = 12  # nnU-Net's own number
+MAX_EXPORT_PROCESSES = 8  # likewise
 CORES_PER_AUGMENTATION_PROCESS = 8
 
 
@@ -29,9 +30,11 @@ def split_cores(cores: int) -> tuple[int, int]:
 
 def share_cores() -> int:
     """Set what OpenMP and nnU-Net read when they are loaded, unless the user has, and return PyTorch's threads."""
-    threads, processes = split_cores(usable_cores())
+    cores = usable_cores()
+    threads, processes = split_cores(cores)
     # Threads that spin while they wait take the cores from whatever else runs, augmentation included.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("nnUNet_n_proc_DA", str(processes))
+    os.environ.setdefault("nnUNet_def_n_proc", str(min(cores, MAX_EXPORT_PROCESSES)))
     own = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, int(own)) if own.isdecimal() else threads

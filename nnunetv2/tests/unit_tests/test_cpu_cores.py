@@ -8,7 +8,7 @@ from nnunetv2.run import train_experiment
 from nnunetv2.run.cpu_cores import split_cores, usable_cores
 from nnunetv2.run.run_training_vit import run_training_entry
 
-VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "nnUNet_n_proc_DA")
+VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")
 
 
 @pytest.mark.parametrize(
@@ -44,18 +44,20 @@ def train_with(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_training_on_the_cpu_shares_its_cores(train_with):
-    threads, processes = split_cores(usable_cores())
-    variables = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads), "nnUNet_n_proc_DA": str(processes)}
+    cores = usable_cores()
+    threads, processes = split_cores(cores)
+    counts = {"OMP_NUM_THREADS": threads, "nnUNet_n_proc_DA": processes, "nnUNet_def_n_proc": min(cores, 8)}
+    variables = {"OMP_WAIT_POLICY": "passive", **{name: str(count) for name, count in counts.items()}}
     assert train_with("cpu") == (threads, variables)
 
 
 def test_what_the_user_has_set_stays(train_with):
-    own = {"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "3", "nnUNet_n_proc_DA": "5"}
+    own = {"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "3", "nnUNet_n_proc_DA": "5", "nnUNet_def_n_proc": "2"}
     assert train_with("cpu", **own) == (3, own)
 
 
 def test_a_training_on_a_gpu_is_left_to_nnunet(train_with):
-    variables = {"OMP_WAIT_POLICY": None, "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": None}
+    variables = {"OMP_WAIT_POLICY": None, "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": None, "nnUNet_def_n_proc": None}
     assert train_with("cuda") == (1, variables)
 
 
