@@ -94,8 +94,8 @@ class UpsamplingLayer(nn.Module):
 
     def __init__(self, channels: int, batch_norm: bool) -> None:
         super().__init__()
-        self.residual_layer2 = ResidualUnit(channels, batch_norm)
         self.projection = nn.Conv2d(channels, channels, 1)
+        self.residual_layer2 = ResidualUnit(channels, batch_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine and double (B, C, h, w)."""
