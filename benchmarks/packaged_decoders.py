@@ -77,7 +77,7 @@ def build_network(
     factory = pydoc.locate(f"{config.model.model_path}.{FACTORY}")
     keywords = architecture_keywords(config, ["RescaleTo01Normalization"] * channels, batch_size)
     with weights_follow():
-        return factory(num_classes, input_channels=channels, **options, **keywords)
+        return factory(num_classes=num_classes, input_channels=channels, **options, **keywords)
 
 
 def create_loss(config: Config, num_classes: int) -> Callable[[Any, Tensor], Tensor]:
