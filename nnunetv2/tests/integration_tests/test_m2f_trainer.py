@@ -338,7 +338,7 @@ def test_commands_from_training_to_import(workplace, tmp_path: Path):
         (["model.backbone_out_layers=[0,1,2,9]"], "must be ascending block indices from 0 to 3"),
         (["m2f_train.num_points=0"], "m2f_train.num_points must be at least 1"),
         (["model.num_queries=1"], "num_queries must be at least the number of classes (3), found 1"),
-        (["-tr", "nnUNetTrainer_vit"], "unknown key model.hidden_dim"),
+        (["-tr", "nnUNetTrainer_vit"], "unknown key m2f_train"),
     ],
 )
 def test_refusals(refused: Callable[..., str], workplace, tmp_path: Path, arguments: list[str], sentence: str):
