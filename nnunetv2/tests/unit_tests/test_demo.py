@@ -27,5 +27,5 @@ def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_otherw
 def test_the_network_of_the_demonstration_classifies_every_pixel():
     config = load_config(ViTnnUNetConfig, str(CONFIG))
     keywords = architecture_keywords(config, ["RescaleTo01Normalization"] * 3, config.train.batch_size)
-    network = pydoc.locate(f"{config.model.model_path}.create_segmentation_model")(3, **keywords)
+    network = pydoc.locate(f"{config.model.model_path}.create_segmentation_model")(num_classes=3, **keywords)
     assert network(torch.rand(1, 3, *config.train.patch_size)).shape == (1, 3, *config.train.patch_size)

@@ -114,7 +114,7 @@ def test_the_readme_has_the_parameters_of_mask2former(mask2former_parameters: di
     for name, trainer, mode, width, parameters in rows:
         config, parts = configs[name], mask2former_parameters["large", width]
         assert (trainer, mode, width) == (config.trainer, config.mode, str(config.model.hidden_dim))
-        assert parameters == f"{parts['adapter'] + parts['head']:,}"
+        assert parameters == f"{(parts['adapter'] + parts['head']) / 1e6:.0f} M"
 
 
 def test_the_commands_on_mask2former_are_accepted():

@@ -293,7 +293,7 @@ def test_the_checkpoint_names_the_configuration_that_the_command_was_given(make_
     make_trainer(nnUNetTrainer_vit)  # sets the folders
     path = write_config(tmp_path)
     args = read_arguments("--config", str(path))
-    plans = json.loads(json.dumps(derive(args, read_experiment(args), base_plans, DATASET_JSON)))
+    plans = json.loads(json.dumps(derive(args, read_experiment(args), base_plans, DATASET_JSON, CPU)))
     trainer = nnUNetTrainer_vit(copy.deepcopy(plans), "2d", 0, DATASET_JSON, CPU)
     trainer.initialize()
     trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
@@ -342,7 +342,7 @@ def test_the_path_alone_makes_no_other_experiment(make_trainer, tmp_path: Path):
 
 def test_a_training_is_continued_with_the_same_configuration_in_another_place(base_plans, tmp_path: Path):
     first = read_arguments("--config", str(write_config(tmp_path / "here")))
-    write_new_plans(tmp_path, derive(first, read_experiment(first), base_plans, DATASET_JSON))
+    write_new_plans(tmp_path, derive(first, read_experiment(first), base_plans, DATASET_JSON, CPU))
     again = read_arguments("--c", "--config", str(write_config(tmp_path / "there")))
     stored = stored_plans(again, read_experiment(again), tmp_path)
     assert stored["vit_config_path"] == str(tmp_path / "here" / "mine.yaml")

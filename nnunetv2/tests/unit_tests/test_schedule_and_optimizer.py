@@ -82,9 +82,7 @@ def test_optimisers_are_what_they_are_called():
 
 def backbone_rates(name: str) -> dict[str, tuple[float, float]]:
     """Names of the backbone's parameters to learning rate and weight decay, of a decay by one half per layer."""
-    model = create_segmentation_model(
-        2, backbone_name=name, backbone_size="tiny", hidden_size=32, freeze_backbone=False
-    )
+    model = create_segmentation_model(name, "tiny", num_classes=2, hidden_size=32, freeze_backbone=False)
     groups = parameter_groups(model, 1.0, 0.05, layer_decay=0.5)
     rates = {id(p): (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     return {key: rates[id(p)] for key, p in model.backbone.named_parameters() if p.requires_grad}
