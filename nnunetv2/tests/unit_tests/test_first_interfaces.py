@@ -410,3 +410,17 @@ def test_a_damaged_file_of_versions_does_not_stop_a_training(tmp_path: Path, con
     (tmp_path / "versions.json").write_text(content)
     assert versions.record_versions(tmp_path, 2).startswith("Versions: python ")
     assert len(versions.read_sessions(tmp_path)) == 1
+
+
+# --- resuming -------------------------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_of_other_groups_is_told(make_trainer):
+    full = {**VIT, "model": {**VIT["model"], "freeze_backbone": False}}
+    plain = make_trainer(nnUNetTrainer_vit, full)
+    plain.initialize()
+    path = str(Path(plain.output_folder) / "checkpoint_latest.pth")
+    plain.save_checkpoint(path)
+    decayed = make_trainer(nnUNetTrainer_vit, {**full, "train": {**TRAIN, "layer_decay": 0.5}}, "other_results")
+    with pytest.raises(ExperimentError, match=r"cannot resume from .*checkpoint_latest.pth.*parameter groups"):
+        decayed.load_checkpoint(path)

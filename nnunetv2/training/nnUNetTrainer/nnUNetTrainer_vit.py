@@ -326,6 +326,13 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         self.print_to_log_file(f"Wrote {Path(filename).name} ({size:.1f} MiB) in {time() - start:.1f} s")
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Load a checkpoint; the pretrained weights are not asked for again."""
+        """Load a checkpoint; the pretrained weights are not asked for again.
+
+        Raises:
+            ExperimentError: its optimizer state is of other parameter groups.
+        """
         self._restoring = True
-        super().load_checkpoint(filename_or_checkpoint)
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except ValueError as error:  # PyTorch's, such as after a change of how layer decay groups parameters
+            raise ExperimentError(f"cannot resume from {filename_or_checkpoint}: {error}") from error
