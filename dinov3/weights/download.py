@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.request import Request, urlopen
 
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils import build_hf_headers, tqdm
 
-ANSWER_SECONDS = 3  # to connect and answer
+ANSWER_SECONDS = 8  # to connect and answer; a proxy can take a while
 STALL_SECONDS = 6  # without a byte
 CHUNK_BYTES = 1 << 16
 
 
 def require_answer(url: str) -> None:
-    """Check that a server sends the start of a file.
+    """Check that the hub sends the start of a file.
 
     Args:
         url: its address.
@@ -26,6 +26,8 @@ def require_answer(url: str) -> None:
         ValueError: this is no address.
     """
     request = Request(url, headers={"Range": f"bytes=0-{CHUNK_BYTES - 1}"})
+    for name, value in build_hf_headers().items():  # the user's token among them, which is for the hub alone
+        request.add_unredirected_header(name, value)
     with _open(request, ANSWER_SECONDS) as answer:
         promised = min(CHUNK_BYTES, int(answer.headers["Content-Length"] or 1))
         received = len(_read_chunk(answer))

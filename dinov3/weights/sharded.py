@@ -37,7 +37,7 @@ def read_index(index: Path) -> dict[Path, list[str]]:
         ShardError: it is no such file, or names a shard that is not beside it.
     """
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(index.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # neither text nor JSON
         raise ShardError("it is not valid JSON, as an index of shards is") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None

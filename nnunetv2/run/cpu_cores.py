@@ -36,5 +36,5 @@ def share_cores() -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("nnUNet_n_proc_DA", str(processes))
     os.environ.setdefault("nnUNet_def_n_proc", str(min(cores, MAX_EXPORT_PROCESSES)))
-    own = os.environ.get("OMP_NUM_THREADS", "")
+    own = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list names one number per nested level
     return max(1, int(own)) if own.isdecimal() else threads

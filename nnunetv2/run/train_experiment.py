@@ -82,6 +82,17 @@ def run_command(command: str, args: argparse.Namespace) -> None:
             raise
         file = error.filename or "a file"
         _refuse(command, f"cannot read or write {file}: {error.strerror}; checkpoints are as they were")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        _refuse(command, f"out of memory: {reason}; lower train.batch_size or train.patch_size, or shrink the decoder")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch.OutOfMemoryError of a GPU; on the CPU PyTorch has no class for it
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "can't allocate memory" in str(error)
 
 
 def _refuse(command: str, message: str) -> NoReturn:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nnunetv2.model.backbone_families import repository_without_timm
+from nnunetv2.run import train_experiment
 from nnunetv2.run.draw_queries import run_draw_entry
 from nnunetv2.run.run_training_m2f import run_training_entry as train_m2f
 from nnunetv2.run.run_training_segformer import run_training_entry as train_segformer
@@ -232,6 +233,37 @@ def test_what_can_never_fit_is_told_before_it_is_built(refusal, overrides: list[
     there = psutil.virtual_memory().total / 2**30
     assert "this training needs at least " in message and f"this machine has {there:,.1f} GiB" in message
     assert "lower train.batch_size or train.patch_size" in message
+
+
+@pytest.mark.parametrize("override", ["m2f_train.num_points=1000000000000", "m2f_train.oversample_ratio=1e30"])
+def test_points_of_masks_that_can_never_fit(refusal, override: str):
+    message = refusal("--config", "m2f", *TINY, "model.hidden_dim=32", override, train=train_m2f)
+    assert "this training needs at least " in message or "m2f_train.oversample_ratio must be in [1, 1000)" in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] can't allocate memory: you tried to allocate 8 bytes\nframe #0"
+        ),
+    ],
+)
+def test_memory_that_runs_out_is_told(refusal, monkeypatch, error: Exception):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train_experiment, "train", fail)
+    message = refusal("--config", "upernet", *TINY)
+    assert "out of memory" in message and "lower train.batch_size or train.patch_size" in message
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(folders: Path, monkeypatch):
+    monkeypatch.setattr(train_experiment, "train", lambda *_: [].index("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        train_vit(["1", "2d", "0", "-device", "cpu", "--config", "upernet"])
 
 
 def test_the_largest_backbone_on_a_small_machine():

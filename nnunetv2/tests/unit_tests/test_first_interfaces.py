@@ -171,9 +171,11 @@ def test_the_command_of_the_baseline_trains_upernet_with_its_own_trainer(read_co
     assert config.mode == ("lora" if "upernet_lora" in given else "frozen")
 
 
-def test_the_command_of_the_baseline_takes_another_trainer_or_that_of_the_plans(read_command):
+def test_the_command_of_the_baseline_takes_another_trainer_or_that_of_the_plans(read_command, tmp_path: Path):
     args = read_command("-tr", "nnUNetTrainer_mymodel", "model.pretrained=false")
     assert read_experiment(args).trainer == "nnUNetTrainer_mymodel"
+    path = write_config(tmp_path, trainer="nnUNetTrainer_vit")
+    assert read_experiment(read_command("--config", str(path))).trainer == "nnUNetTrainer_vit"
     args = read_command("--name", "mine", "--c")
     assert args.trainer_class_name is None and read_experiment(args) is None
 
@@ -276,9 +278,9 @@ def read_arguments(*arguments: str) -> object:
     return training_parser("command", "", "nnUNetTrainer_vit").parse_intermixed_args(["1", "2d", "0", *arguments])
 
 
-def write_config(folder: Path) -> Path:
+def write_config(folder: Path, **changes: object) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "mine.yaml").write_text(json.dumps(VIT))  # which is YAML too
+    (folder / "mine.yaml").write_text(json.dumps({**VIT, **changes}))  # which is YAML too
     return folder / "mine.yaml"
 
 
@@ -323,8 +325,11 @@ def test_the_path_has_the_name_of_the_trainers_argument(
 ):
     assert make_trainer(trainer_class).my_init_kwargs[key] is None  # plans of no file, such as those of older versions
     assert make_trainer(trainer_class, config_path="/a/mine.yaml").my_init_kwargs[key] == "/a/mine.yaml"
-    kwargs = trainer_class(base_plans, "2d", 0, DATASET_JSON, CPU).my_init_kwargs
+    trainer = trainer_class(base_plans, "2d", 0, DATASET_JSON, CPU)
+    kwargs = trainer.my_init_kwargs
     assert kwargs[key] == default and [name for name in kwargs if name.endswith("config_path")] == [key]
+    rebuilt = trainer_class(**copy.deepcopy(kwargs))  # as scripts do with the `init_args` of a checkpoint
+    assert rebuilt.my_init_kwargs[key] == default and rebuilt.config == trainer.config
 
 
 def test_the_path_alone_makes_no_other_experiment(make_trainer, tmp_path: Path):
@@ -386,14 +391,17 @@ def test_versions_are_noted_at_every_start(make_trainer, monkeypatch):
     assert session["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     log = Path(trainer.log_file).read_text()
     assert f"Versions: python {session['versions']['python']}, torch " in log and "other versions" not in log
-    trainer.current_epoch = 3
+    trainer.current_epoch = 1
     other = {**session["versions"], "timm": "9.9.9"}
     monkeypatch.setattr(versions, "installed_versions", lambda: other)
     trainer.on_train_start()
     sessions = json.loads((folder / "versions.json").read_text())
-    assert [(s["epoch"], s["versions"]["timm"]) for s in sessions] == [(0, session["versions"]["timm"]), (3, "9.9.9")]
+    assert [(s["epoch"], s["versions"]["timm"]) for s in sessions] == [(0, session["versions"]["timm"]), (1, "9.9.9")]
     log = Path(trainer.log_file).read_text()
     assert "with other versions" in log and f"  timm: '{session['versions']['timm']}' → '9.9.9'" in log
+    trainer.current_epoch = trainer.num_epochs  # `--c` of a finished training
+    trainer.on_train_start()
+    assert json.loads((folder / "versions.json").read_text()) == sessions
     assert list(folder.glob(".*")) == []
 
 

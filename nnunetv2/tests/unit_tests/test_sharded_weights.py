@@ -15,6 +15,8 @@ from dinov3.weights.layouts import read_weights
 from dinov3.weights.reading import read_checkpoint
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.run.vit_info import run_info_entry
+from nnunetv2.training.experiment.schema import as_stored, build
+from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 INDEX = "model.safetensors.index.json"
 RAW = origin("DINOv3, Hugging Face").make()
@@ -160,3 +162,13 @@ def test_what_does_not_fit_is_told_of_a_folder_as_of_a_file(tmp_path: Path):
     save_torch_state_dict(raw.content, tmp_path, max_shard_size="300KB")
     with pytest.raises(ValueError, match=r"1 unknown tensor: extra\.weight"):
         create_backbone("dinov3", "tiny", checkpoint_path=tmp_path)
+
+
+def test_the_plans_name_a_linked_index_itself(tmp_path: Path):
+    """In the hub's cache an index is a link into a folder of blobs, where its shards are not."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0123").write_text("{}")
+    index = tmp_path / "model.safetensors.index.json"
+    index.symlink_to(tmp_path / "blobs" / "0123")
+    model = {"backbone_size": "tiny", "checkpoint_path": str(index)}
+    assert as_stored(build(ViTnnUNetConfig, {"model": model}, "test"))["model"]["checkpoint_path"] == str(index)

@@ -96,7 +96,7 @@ BROKEN = [
 
 
 def test_the_limits_of_time_are_below_ten_seconds():
-    assert download.ANSWER_SECONDS + download.STALL_SECONDS < 10
+    assert max(download.ANSWER_SECONDS, download.STALL_SECONDS) < 10
 
 
 @pytest.mark.parametrize(("behaviour", "told"), BROKEN)

@@ -79,16 +79,23 @@ def check_memory(planar: dict[str, Any], network: nn.Module, num_classes: int, m
 def least_batch_memory(planar: dict[str, Any], network: nn.Module, num_classes: int, devices: int = 1) -> int:
     """Return the bytes that a step of training surely keeps of its batch on one device.
 
-    In it: the images in float32; the logits of a dense decoder and their gradient in float32; and of the backbone one
-    map of tokens per feature layer, or per block where the backbone trains, at the precision of the training. Not in
-    it, and in practice several times as much: the inside of the blocks, the decoder's maps, augmentation, copies.
+    In it: the images in float32; the logits of a dense decoder and their gradient in float32, or the points at which
+    the loss of mask classification compares masks; and of the backbone one map of tokens per feature layer, or per
+    block where the backbone trains, at the precision of the training. Not in it, and in practice several times as much:
+    the inside of the blocks, the decoder's maps, augmentation, copies.
     """
     height, width = planar["patch_size"]
     images = planar["batch_size"] // devices
     dense_maps = len(planar["normalization_schemes"])
     if not hasattr(network, "forward_queries"):  # in training, masks at a quarter of the size
         dense_maps += 2 * num_classes
-    return images * (height * width * dense_maps * FLOAT32_BYTES + _token_bytes(planar, network))
+    per_image = height * width * dense_maps * FLOAT32_BYTES + _token_bytes(planar, network)
+    return images * per_image + _point_bytes(planar[EXPERIMENT_KEY].get("m2f_train"))
+
+
+def _point_bytes(loss: dict[str, Any] | None) -> int:
+    """Bytes of the coordinates of one mask's candidate points; 0 without a loss of mask classification."""
+    return 0 if loss is None else int(loss["num_points"] * loss["oversample_ratio"]) * 2 * FLOAT32_BYTES
 
 
 def _token_bytes(planar: dict[str, Any], network: nn.Module) -> int:

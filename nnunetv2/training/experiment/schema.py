@@ -199,7 +199,9 @@ def as_stored(config: Any) -> dict[str, Any]:
     """A configuration object as it stands in the plans, which must not depend on where a command is run."""
     stored = asdict(config)
     if config.model.checkpoint_path:
-        stored["model"]["checkpoint_path"] = str(Path(config.model.checkpoint_path).expanduser().resolve())
+        path = Path(config.model.checkpoint_path).expanduser()
+        # not the file itself: what an index of shards links to, as in the hub's cache, lies in another folder
+        stored["model"]["checkpoint_path"] = str(path.parent.resolve() / path.name)
     return stored
 
 

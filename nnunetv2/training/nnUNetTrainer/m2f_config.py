@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Optional
 
 from nnunetv2.training.experiment.decoder_options import MASK2FORMER
-from nnunetv2.training.experiment.schema import Rule, above, at_least, one_of, option
+from nnunetv2.training.experiment.schema import Rule, above, at_least, one_of, option, within
 from nnunetv2.training.nnUNetTrainer.vit_config import (
     BLOCKS,
     M2F_TRAINER,
@@ -86,7 +86,7 @@ class M2FTrainConfig:
     """The loss of mask classification: key `m2f_train`."""
 
     num_points: int = option(12544, "points at which a mask is compared", at_least(1))
-    oversample_ratio: float = option(3.0, "this times num_points candidates are drawn", at_least(1))
+    oversample_ratio: float = option(3.0, "this times num_points candidates are drawn", within(1, 1000))
     importance_sample_ratio: float = option(
         0.75,
         "share of the points that are the most uncertain candidates; the others are random",

@@ -72,7 +72,10 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         if EXPERIMENT_KEY not in plans["configurations"].get(configuration, {}):
             plans = self._derive_in_memory(plans, configuration, dataset_json, config_path or self.default_config)
             plans["continue_training"] = continue_training
-        elif config_path is not None:
+        elif config_path not in (
+            None,
+            plans.get(CONFIG_PATH_KEY),
+        ):  # a checkpoint's `init_args` name it beside the plans
             raise ExperimentError(
                 f"the plans {plans['plans_name']!r} carry their experiment: config_path must be left out"
             )
@@ -224,7 +227,8 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         check_results(Path(self.output_folder_base), self.plans_manager.plans)
         super().on_train_start()
         if self.local_rank == 0:
-            self.print_to_log_file(record_versions(Path(self.output_folder), self.current_epoch))
+            if self.current_epoch < self.num_epochs:  # otherwise nothing is left to train
+                self.print_to_log_file(record_versions(Path(self.output_folder), self.current_epoch))
             remove_partial_checkpoints(Path(self.output_folder))
 
     # --- training -----------------------------------------------------------------------------------------------
