@@ -94,14 +94,12 @@ class FusionLayer(nn.Module):
         self.residual_layer1 = ResidualUnit(channels, batch_norm)
         self.residual_layer2 = ResidualUnit(channels, batch_norm)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Fuse (B, C, h, w) with a skip (B, C, h', w'), which is resized where it differs: (B, C, 2h, 2w)."""
-        if skip.shape != x.shape:  # a grid with an odd side
-            skip = resize(skip, x.shape[-2:])
-        return self.upsample(x + self.residual_layer1(skip))
-
-    def upsample(self, x: Tensor) -> Tensor:
-        """Refine and double (B, C, h, w)."""
+        if skip is not None:
+            if skip.shape != x.shape:  # a grid with an odd side
+                skip = resize(skip, x.shape[-2:])
+            x = x + self.residual_layer1(skip)
         x = self.residual_layer2(x)
         # pixel centres aligned: aligned corners move what lies at the border by half a patch
         return self.projection(resize(x, [2 * side for side in x.shape[-2:]]))
@@ -119,7 +117,7 @@ class FusionStage(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Fuse four maps (B, C, h_i, w_i), shallow to deep, to (B, C, 2 h_0, 2 w_0) for an even grid."""
         deepest, *fusions = self.layers
-        x = deepest.upsample(maps[-1])
+        x = deepest(maps[-1])
         for fusion, skip in zip(fusions, maps[-2::-1], strict=True):
             x = fusion(x, skip)
         return x
