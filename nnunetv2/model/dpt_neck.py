@@ -2,8 +2,8 @@
 
 tokens of four blocks → class token read out → maps at 4, 2, 1 and 1/2 times the grid → fused from the deepest
 
-Names in the state dict are those of Hugging Face's `DPTNeck` (transformers 5.23), so that checkpoints which hold them
-load.
+Names in the state dict and their order are those of Hugging Face's `DPTNeck` (transformers 5.23), so that checkpoints
+which hold them load: an optimizer's state goes by the order of the parameters.
 """
 
 from collections.abc import Sequence
@@ -75,8 +75,8 @@ class ResidualUnit(nn.Module):
     def __init__(self, channels: int, batch_norm: bool) -> None:
         super().__init__()
         self.convolution1 = nn.Conv2d(channels, channels, 3, padding=1, bias=not batch_norm)
-        self.batch_norm1 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
         self.convolution2 = nn.Conv2d(channels, channels, 3, padding=1, bias=not batch_norm)
+        self.batch_norm1 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
         self.batch_norm2 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,37 +85,24 @@ class ResidualUnit(nn.Module):
         return x + self.batch_norm2(self.convolution2(hidden.relu()))
 
 
-class UpsamplingLayer(nn.Module):
-    """A residual unit, doubling, and a 1×1 convolution: (B, C, h, w) → (B, C, 2h, 2w).
-
-    The deepest level is this alone. A unit for a skip connection, which it does not have, would never be run: a
-    parameter without a gradient stops distributed training.
-    """
+class FusionLayer(nn.Module):
+    """A skip connection added through a residual unit, then another unit, doubling, and a 1×1 convolution."""
 
     def __init__(self, channels: int, batch_norm: bool) -> None:
         super().__init__()
         self.projection = nn.Conv2d(channels, channels, 1)
+        self.residual_layer1 = ResidualUnit(channels, batch_norm)
         self.residual_layer2 = ResidualUnit(channels, batch_norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine and double (B, C, h, w)."""
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Fuse (B, C, h, w) with a skip (B, C, h', w'), which is resized where it differs: (B, C, 2h, 2w)."""
+        if skip is not None:
+            if skip.shape != x.shape:  # a grid with an odd side
+                skip = resize(skip, x.shape[-2:])
+            x = x + self.residual_layer1(skip)
         x = self.residual_layer2(x)
         # pixel centres aligned: aligned corners move what lies at the border by half a patch
         return self.projection(resize(x, [2 * side for side in x.shape[-2:]]))
-
-
-class FusionLayer(UpsamplingLayer):
-    """A skip connection, added through a residual unit, in front of `UpsamplingLayer`."""
-
-    def __init__(self, channels: int, batch_norm: bool) -> None:
-        super().__init__(channels, batch_norm)
-        self.residual_layer1 = ResidualUnit(channels, batch_norm)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Fuse (B, C, h, w) with a skip (B, C, h', w'), which is resized where it differs: (B, C, 2h, 2w)."""
-        if skip.shape != x.shape:  # a grid with an odd side
-            skip = resize(skip, x.shape[-2:])
-        return super().forward(x + self.residual_layer1(skip))
 
 
 class FusionStage(nn.Module):
@@ -123,8 +110,9 @@ class FusionStage(nn.Module):
 
     def __init__(self, channels: int, batch_norm: bool) -> None:
         super().__init__()
-        fusions = (FusionLayer(channels, batch_norm) for _ in range(3))
-        self.layers = nn.ModuleList([UpsamplingLayer(channels, batch_norm), *fusions])
+        self.layers = nn.ModuleList(FusionLayer(channels, batch_norm) for _ in range(4))
+        # the deepest level has no skip connection: parameters that get no gradient would stop distributed training
+        self.layers[0].residual_layer1 = nn.Identity()
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Fuse four maps (B, C, h_i, w_i), shallow to deep, to (B, C, 2 h_0, 2 w_0) for an even grid."""

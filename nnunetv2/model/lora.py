@@ -38,13 +38,24 @@ def enable_lora(
         The wrapped backbone; its attributes and methods are those of the backbone.
 
     Raises:
-        ValueError: the rank is not positive, or a target matches no linear layer of a block.
+        ValueError: the backbone has adapters, the rank is not positive, or a target matches no linear layer of a block.
     """
+    check_not_enabled(backbone)
     adapted = add_lora(
         backbone, rank, lora_alpha, lora_dropout, DEFAULT_TARGETS if target_modules is None else target_modules
     )
     report_trainable(adapted)
     return adapted
+
+
+def check_not_enabled(backbone: "nn.Module | PeftModel") -> None:
+    """Check that a backbone has no adapters.
+
+    Raises:
+        ValueError: it has.
+    """
+    if _has_adapters(backbone):
+        raise ValueError("LoRA is already enabled; call disable_lora() first")
 
 
 def report_trainable(backbone: "PeftModel") -> None:
@@ -62,7 +73,11 @@ def disable_lora(backbone: "nn.Module | PeftModel") -> nn.Module:
 
     A backbone without adapters is returned as it is, with a logged warning.
     """
-    if not hasattr(backbone, "merge_and_unload"):
-        logger.warning("the backbone has no LoRA to disable: nothing is changed")
+    if not _has_adapters(backbone):
+        logger.warning("LoRA is not enabled; disable_lora() has no effect")
         return backbone
     return backbone.merge_and_unload()
+
+
+def _has_adapters(backbone: "nn.Module | PeftModel") -> bool:
+    return hasattr(backbone, "merge_and_unload")  # peft, where the class is, takes a second to load

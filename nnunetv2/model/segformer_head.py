@@ -43,7 +43,7 @@ class SegFormerHead(nn.Module):
         self.activation = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(hidden_size, out_channels, 1)
-        self.register_load_state_dict_pre_hook(_take_former_names)
+        self.register_load_state_dict_pre_hook(_before_loading)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map features (B, in_channels[i], h, w), shallow to deep, to (B, out_channels, h, w)."""
@@ -59,8 +59,17 @@ class SegFormerHead(nn.Module):
         return self.classifier(self.dropout(self.activation(self.batch_norm(fused))))
 
 
-def _take_former_names(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before loading: up to release 5.0, transformers called `linear_projections` `linear_c`."""
+def rename_former_projections(state: dict[str, Tensor], prefix: str) -> None:
+    """Give a state dict, in place, the names of today: up to release 5.0, transformers had `linear_c` in them.
+
+    Args:
+        state: names to tensors, of a module that holds a `SegFormerHead`.
+        prefix: what the names of this head begin with, such as `decode_head.`.
+    """
     former, current = f"{prefix}linear_c.", f"{prefix}linear_projections."
     for name in [name for name in state if name.startswith(former)]:
         state[current + name.removeprefix(former)] = state.pop(name)
+
+
+def _before_loading(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    rename_former_projections(state, prefix)

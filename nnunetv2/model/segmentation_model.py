@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dinov3.models.lora import add_lora
 from nnunetv2.model.backbone import create_backbone, get_vit_features
-from nnunetv2.model.lora import DEFAULT_TARGETS, disable_lora, report_trainable
+from nnunetv2.model.lora import DEFAULT_TARGETS, check_not_enabled, disable_lora, report_trainable
 from nnunetv2.model.precision import AUTOCAST_DTYPES, autocast_for
 
 
@@ -167,12 +167,18 @@ class ViTSegmentationModel(nn.Module):
         lora_dropout: float = 0.05,
         target_modules: Sequence[str] | None = None,
     ) -> None:
-        """Wrap the backbone with low-rank adapters; only these and the decoder train (see `lora.enable_lora`)."""
+        """Wrap the backbone with low-rank adapters; only these and the decoder train (see `lora.enable_lora`).
+
+        Raises:
+            ValueError: LoRA is enabled already, or see `lora.enable_lora`.
+        """
+        check_not_enabled(self.backbone)
         targets = DEFAULT_TARGETS if target_modules is None else target_modules
         self.backbone = add_lora(self.backbone, rank, lora_alpha, lora_dropout, targets)
         self._freeze_unused()
         report_trainable(self.backbone)
         self.mode = "lora"
+        self.backbone.train(self.training)  # it was in evaluation mode if it was frozen
 
     def disable_lora(self) -> None:
         """Merge the adapters into the backbone, which is frozen from then on; without adapters nothing changes."""

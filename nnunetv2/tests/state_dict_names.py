@@ -1,9 +1,13 @@
-"""Names, shapes and types of the tensors in every model's state dict, and the file that pins them.
+"""What older checkpoints and plans depend on, and the file that pins it, for every model and every factory.
 
-A checkpoint loads only where these are what they were when it was written. After a deliberate change:
+A checkpoint loads only where names, shapes and types of the tensors are what they were when it was written; its
+optimizer goes on only where the parameters that train have the same order. Plans hold only the options of a decoder
+that the user set: the others are the factory's defaults. After a deliberate change:
 `python nnunetv2/tests/state_dict_names.py`, and say in the changelog what becomes of older checkpoints.
 """
 
+import hashlib
+import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterable
@@ -19,6 +23,8 @@ from dinov3.hub.backbones import ARCHITECTURES, create_model
 from dinov3.models.lora import ATTENTION, add_lora
 from dinov3.models.vision_transformer import DinoVisionTransformer
 from nnunetv2.model.backbone import FAMILIES, create_backbone, weights_follow
+from nnunetv2.model.model_segformer import create_segformer_model
+from nnunetv2.model.segmentation_model import ViTSegmentationModel
 
 PINNED = Path(__file__).with_suffix(".json")
 REGENERATE = f"python nnunetv2/tests/{Path(__file__).name}"
@@ -65,8 +71,11 @@ def cases() -> dict[str, Callable[[], nn.Module]]:
     models["backbone timm:vit_tiny_patch16_224"] = lambda: create_backbone("timm:vit_tiny_patch16_224", "")[0]
     for name in DECODERS:
         models[f"decoder {name}"] = lambda name=name: _without_backbone(decoder(name))
+    models["lora timm:vit_tiny_patch16_224"] = lambda: _with_lora("timm:vit_tiny_patch16_224", "", ["qkv", "fc1"])
     models["whole model"] = lambda: decoder("linear")
+    models["whole model with full fine-tuning"] = lambda: decoder("linear", freeze_backbone=False)
     models["whole model with lora"] = lambda: decoder("linear", use_lora=True)
+    models["mask2former with lora"] = lambda: decoder("mask2former", use_lora=True)
     for name in ARCHITECTURES:
         models[f"hub {name}"] = lambda name=name: create_model(name, pretrained=False)
     models["segmentor m2f"] = lambda: segmentor("m2f")
@@ -74,6 +83,20 @@ def cases() -> dict[str, Callable[[], nn.Module]]:
     models["segmentor linear"] = lambda: segmentor("linear")
     models["segmentor linear with lora"] = lambda: segmentor("linear", with_lora=True)
     return models
+
+
+def factories() -> dict[str, Callable[..., nn.Module]]:
+    """Every factory of the package, by its module and name; the model that takes what they hand on is one of them."""
+    found = [ViTSegmentationModel, create_segformer_model]
+    found += [import_module(f"nnunetv2.model.{module}").create_segmentation_model for module, _ in DECODERS.values()]
+    return {f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}": factory for factory in found}
+
+
+def pins() -> dict[str, Callable[[], list[str]]]:
+    """What is pinned: the name of a model or a factory to what gives its lines."""
+    models = {name: lambda build=build: describe_model(build()) for name, build in cases().items()}
+    defaults = {name: lambda factory=factory: describe_defaults(factory) for name, factory in factories().items()}
+    return models | {f"defaults of {name}": lines for name, lines in defaults.items()}
 
 
 def decoder(name: str, **options: Any) -> nn.Module:
@@ -99,6 +122,19 @@ def _with_lora(family: str, size: str, targets: list[str], **options: Any) -> nn
 def _without_backbone(model: nn.Module) -> nn.Module:
     del model.backbone  # the backbones have cases of their own
     return model
+
+
+def describe_model(model: nn.Module) -> list[str]:
+    """The lines of `describe`, and one that tells apart other orders of the parameters, and others that train."""
+    order = "\n".join(f"{name} {parameter.requires_grad}" for name, parameter in model.named_parameters())
+    digest = hashlib.sha256(order.encode()).hexdigest()[:16]
+    return [*describe(model.state_dict()), f"order of the parameters, and which train: {digest}"]
+
+
+def describe_defaults(factory: Callable[..., nn.Module]) -> list[str]:
+    """One line per keyword of a factory that has a default."""
+    parameters = inspect.signature(factory).parameters.values()
+    return [f"{p.name}={p.default!r}" for p in parameters if p.default is not inspect.Parameter.empty]
 
 
 def describe(state: dict[str, Tensor]) -> list[str]:
@@ -135,16 +171,16 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def current(name: str) -> list[str]:
-    """What `describe` says of a case as it is built now."""
+    """The lines of a model or a factory as it is now."""
     with torch.device("meta"), weights_follow():
-        return describe(cases()[name]().state_dict())
+        return pins()[name]()
 
 
 def read_pinned() -> dict[str, list[str]]:
-    """What `describe` said of every case when the file was written."""
+    """The lines of every model and factory as they were when the file was written."""
     return json.loads(PINNED.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    pinned = {name: current(name) for name in cases()}
+    pinned = {name: current(name) for name in pins()}
     PINNED.write_text(json.dumps(pinned, indent=0) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2.model.model_segformer import create_segformer_model
 from nnunetv2.model.model_upernet import create_segmentation_model
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.former_training import check_former_training, handed_on
@@ -70,6 +71,19 @@ def test_what_is_handed_on_holds_the_weights_alone_under_the_same_name(tmp_path:
         content = torch.load(copy, weights_only=True)
     assert content.keys() == {"network_weights"} and not Path(copy).exists()
     assert all(torch.equal(value, state[name]) for name, value in content["network_weights"].items())
+
+
+def test_a_segformer_with_the_names_of_earlier_releases_of_transformers_is_handed_on_with_todays(tmp_path: Path):
+    segformer = create_segformer_model(num_classes=3, backbone_size="tiny", decoder_hidden_size=16)
+    state = segformer.state_dict()
+    former = {name.replace("decode_head.linear_projections.", "decode_head.linear_c."): state[name] for name in state}
+    assert len(former.keys() - state.keys()) == 8
+    path = save(tmp_path / "checkpoint.pth", former)
+    with handed_on(path, check_former_training(path, segformer)) as copy:
+        weights = torch.load(copy, weights_only=True)["network_weights"]
+    assert weights.keys() == state.keys() and all(torch.equal(weights[name], state[name]) for name in state)
+    with pytest.raises(ExperimentError, match=r"unknown tensors, such as decode_head\.linear_c\.0\.proj\.weight"):
+        check_former_training(path, network())
 
 
 class Malicious:

@@ -74,6 +74,12 @@ def randomise(module: nn.Module) -> None:
                 )
 
 
+def parameter_order(module: nn.Module) -> list[str]:
+    """Names of a decoder's parameters in the order by which an optimizer's state is assigned to them."""
+    names = names_of_today(dict(module.named_parameters()))
+    return [name for name in names if not name.startswith(("backbone.", DEAD))]
+
+
 def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
@@ -148,6 +154,20 @@ def test_dpts_neck_tells_the_parts_apart():
         for layer in theirs.neck.fusion_stage.layers:
             layer.align_corners = True
         assert (theirs(tokens, (6, 8)) - ours).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("readout_type", ["project", "add", "ignore"])
+def test_the_optimizer_of_a_training_with_hugging_faces_dpt_goes_on(readout_type: str, batch_norm: bool):
+    options = {"readout_type": readout_type, "use_batch_norm_in_fusion_residual": batch_norm}
+    model = DPTSegmentationModel("dinov3", "tiny", CLASSES, fusion_hidden_size=WIDTH, **options)
+    assert parameter_order(model) == parameter_order(HuggingFaceDPT(model.embed_dim, readout_type, batch_norm))
+
+
+def test_the_optimizer_of_a_training_with_hugging_faces_segformer_goes_on():
+    options = {"decoder_hidden_size": WIDTH, "upsampling": "bilinear"}
+    model = SegFormerSegmentationModel("dinov3", "tiny", CLASSES, **options)
+    assert parameter_order(model) == parameter_order(HuggingFaceSegFormer(model.embed_dim))
 
 
 def test_a_new_head_is_initialised_as_hugging_faces():

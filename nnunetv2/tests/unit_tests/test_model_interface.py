@@ -107,7 +107,7 @@ def test_without_lora_there_is_nothing_to_disable(freeze_backbone: bool, caplog:
     before, backbone, mode = state_of(model), model.backbone, model.mode
     model.disable_lora()
     assert (state_of(model), model.backbone, model.mode) == (before, backbone, mode)
-    assert "no LoRA to disable" in caplog.text
+    assert "LoRA is not enabled; disable_lora() has no effect" in caplog.text
     assert disable_lora(backbone) is backbone
 
 
@@ -144,7 +144,27 @@ def test_lora_enabled_by_hand_and_disabled_again():
     with torch.no_grad():
         before = model(image)
         model.enable_lora()
-        assert torch.equal(model.eval()(image), before)  # the second matrix of an adapter starts at zero
+        assert torch.equal(model(image), before)  # the second matrix of an adapter starts at zero
         model.disable_lora()
         assert model.mode == "frozen" and state_of(model) == names
         assert torch.allclose(model(image), before, atol=1e-6)
+
+
+def test_lora_is_enabled_once():
+    model = model_for(use_lora=True)
+    before, backbone = state_of(model), model.backbone
+    for enable in (model.enable_lora, lambda: enable_lora(model.backbone)):
+        with pytest.raises(ValueError, match=r"^LoRA is already enabled; call disable_lora\(\) first$"):
+            enable()
+    assert (state_of(model), model.backbone, model.mode) == (before, backbone, "lora")
+    model.disable_lora()
+    model.enable_lora()
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_frozen_backbone_with_lora_is_in_the_mode_of_the_model(training: bool):
+    model = model_for().train(training)
+    assert not any(module.training for module in model.backbone.modules())
+    model.enable_lora()
+    assert all(module.training == training for module in model.modules())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dinov3.weights.fitting import misfits
 from dinov3.weights.layouts import is_state
 from dinov3.weights.reading import read_checkpoint
+from nnunetv2.model.segformer_head import SegFormerHead, rename_former_projections
 from nnunetv2.training.experiment.errors import ExperimentError
 
 OPTION = "-pretrained_weights"
@@ -47,19 +48,23 @@ def check_former_training(path: str | Path, network: nn.Module) -> dict[str, Ten
         network: the new network, on any device, also `meta`.
 
     Returns:
-        The weights, on the CPU.
+        The weights, on the CPU, by the names that the network has.
 
     Raises:
         ExperimentError: the checkpoint cannot be read, or names the tensors that do not fit.
     """
     checkpoint = read_former_training(path, OPTION)
-    problems = misfits(checkpoint["network_weights"], network.state_dict())
+    weights = dict(checkpoint["network_weights"])
+    for name, module in network.named_modules():
+        if isinstance(module, SegFormerHead):
+            rename_former_projections(weights, f"{name}.")
+    problems = misfits(weights, network.state_dict())
     if problems:
         raise ExperimentError(
             f"{OPTION}: {path} (of {checkpoint.get('trainer_name')}) does not fit the network of this "
             f"experiment: {'; '.join(problems)}"
         )
-    return checkpoint["network_weights"]
+    return weights
 
 
 @contextlib.contextmanager
