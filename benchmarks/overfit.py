@@ -1,4 +1,4 @@
-"""Let every packaged decoder learn one real image by heart: what it cannot draw, it cannot be trained to draw.
+"""Let every packaged decoder overfit one real image: what it cannot draw, it cannot be trained to draw.
 
 usage: python benchmarks/overfit.py RAW_FOLDER [--dataset Dataset101_LESAV] [--backbone dinov3] [--side 256]
            [--steps 600] [--to-the-end] [--forms NAME ...] [--picture FILE.png]

@@ -1,4 +1,4 @@
-"""Let Mask2Former learn crops of four real images by heart: what it cannot draw, it cannot be trained to draw.
+"""Let Mask2Former overfit crops of four real images: what it cannot draw, it cannot be trained to draw.
 
 usage: python benchmarks/overfit_m2f.py RAW_FOLDER [--dataset Dataset101_LESAV] [--backbone dinov3] [--side 256]
            [--steps 200] [--to-the-end] [--picture FILE.png]

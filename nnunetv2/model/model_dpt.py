@@ -53,7 +53,8 @@ class DPTSegmentationModel(ViTSegmentationModel):
         num_classes: number of classes.
         backbone_arguments: the next ones of `ViTSegmentationModel`.
         fusion_hidden_size: channels of the fusion blocks and of the head.
-        readout_type: what the class token does: `project` (stacked on every patch and projected), `add`, or `ignore`.
+        readout_type: what the class token does: `project` (concatenated with every patch and projected), `add`, or
+            `ignore`.
         use_batch_norm_in_fusion_residual: batch norm in the fusion blocks. In a configuration also `auto`: where there
             are at least four images in a batch.
         decoder_dropout: probability that an activation before the classifier is dropped, in [0, 1).

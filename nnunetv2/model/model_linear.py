@@ -22,8 +22,8 @@ class LinearSegmentationModel(LastLayerModel):
         num_classes: number of classes.
         backbone_arguments: the next ones of `ViTSegmentationModel`.
         dropout: probability that a channel is dropped, in [0, 1).
-        backbone_options: see `ViTSegmentationModel`. With several `out_layers` their maps are stacked; by default only
-            the last block's is read.
+        backbone_options: see `ViTSegmentationModel`. With several `out_layers` their maps are concatenated; by
+            default only the last block's is read.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """SegFormer's all-MLP decoder on a ViT (Xie et al., "SegFormer", 2021, https://arxiv.org/abs/2105.15203).
 
-backbone maps → a linear layer each → stacked, deepest first → 1×1 convolution, batch norm, ReLU → classes
+backbone maps → a linear layer each → concatenated, deepest first → 1×1 convolution, batch norm, ReLU → classes
 """
 
 from collections.abc import Sequence

@@ -184,7 +184,10 @@ def read_experiment(args: argparse.Namespace) -> Any:
             names = ", ".join(packaged_configs())
             raise ExperimentError(f"a new training needs --config: a path to a YAML file, or one of {names}")
         if args.overrides:
-            raise ExperimentError(f"{args.overrides[0]!r} overrides nothing: the experiment {args.name!r} is fixed")
+            raise ExperimentError(
+                f"override {args.overrides[0]!r} has no effect: the experiment {args.name!r} already exists "
+                "and cannot be changed"
+            )
         return None
     path = find_config(args.config)
     if args.name is None:
@@ -218,7 +221,9 @@ def schema_of(trainer: str) -> type:
         with contextlib.suppress(RuntimeError):
             schema = getattr(recursive_find_trainer_class_by_name(trainer), "config_class", None)
     if schema is None:
-        raise ExperimentError(f"{trainer!r} is no trainer for experiments; allowed: {', '.join(known)}, or a subclass")
+        raise ExperimentError(
+            f"trainer {trainer!r} does not support ViT experiments; allowed: {', '.join(known)}, or a subclass"
+        )
     return schema
 
 
@@ -238,7 +243,7 @@ def stored_plans(args: argparse.Namespace, config: Any, folder: Path) -> dict[st
     if differences:
         raise ExperimentError(
             f"the experiment {name!r} was trained with another configuration (then → now):\n{listed(differences)}\n"
-            f"to go on with it, give --name {name} without --config"
+            f"to resume it, pass --name {name} without --config"
         )
     return plans
 
@@ -256,7 +261,9 @@ def base_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """
     plans = read_base_plans(folder, args.plans_identifier, args.configuration)
     if EXPERIMENT_KEY in resolve(plans, args.configuration):
-        raise ExperimentError(f"-p {args.plans_identifier}: these plans are an experiment's; pass those to derive from")
+        raise ExperimentError(
+            f"-p {args.plans_identifier}: these plans belong to an experiment; pass the original nnU-Net plans"
+        )
     return plans
 
 

@@ -27,8 +27,8 @@ class TargetBatch:
     """The targets of a batch, T masks in all, one after the other.
 
     Args:
-        targets: per image `masks` (N, H, W), `labels` (N,), and perhaps `valid` (H, W), False where a pixel takes part
-            in nothing.
+        targets: per image `masks` (N, H, W), `labels` (N,), and perhaps `valid` (H, W), False where a pixel is
+            ignored.
         device: where to put them.
 
     Attributes:
@@ -37,7 +37,7 @@ class TargetBatch:
         masks: (T, H, W), float32.
         labels: (T,), int64.
         images: number of the image that each belongs to, (T,).
-        ignored: 1 where a pixel takes part in nothing, (B, 1, H, W), float32; None if all do.
+        ignored: 1 where a pixel is ignored, (B, 1, H, W), float32; None if none is.
     """
 
     def __init__(self, targets: Sequence[dict[str, Tensor]], device: torch.device) -> None:

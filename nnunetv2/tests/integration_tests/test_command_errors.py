@@ -140,9 +140,9 @@ def test_lora_targets_that_match_nothing(refused: Refused, workplace):
         ((ID, "2d", "-1", *CONFIG), "fold '-1' is not in the split"),
         ((ID, "2d", "first", *CONFIG), "fold 'first' is not in the split"),
         ((ID, "2d", "0", *CONFIG, "-p", "nnUNetResEncUNetLPlans"), "plans 'nnUNetResEncUNetLPlans' not found"),
-        ((ID, "2d", "0", *CONFIG, "-tr", "nnUNetTrainer"), "'nnUNetTrainer' is no trainer for experiments"),
-        ((ID, "2d", "0", *CONFIG, "-tr", "nnUNetTrainer_no"), "'nnUNetTrainer_no' is no trainer for experiments"),
-        ((ID, "2d", "0", "--name", "x", "--c", "train.seed=1"), "'train.seed=1' overrides nothing"),
+        ((ID, "2d", "0", *CONFIG, "-tr", "nnUNetTrainer"), "trainer 'nnUNetTrainer' does not support ViT"),
+        ((ID, "2d", "0", *CONFIG, "-tr", "nnUNetTrainer_no"), "trainer 'nnUNetTrainer_no' does not support ViT"),
+        ((ID, "2d", "0", "--name", "x", "--c", "train.seed=1"), "override 'train.seed=1' has no effect"),
         ((ID, "2d", "0", *CONFIG, "--c", "--val"), "--c and --val exclude each other"),
         ((ID, "2d", "0", *CONFIG, "--name", "never", "--c"), "plans 'nnUNetPlans_never' not found"),
         ((ID, "2d", "0", "--name", "never", "--val"), "plans 'nnUNetPlans_never' not found"),
@@ -303,7 +303,7 @@ def test_going_on_with_a_changed_config(trained, flag: str):
     before = trained.files()
     result = trained.attempt("nnUNetv2_train_vit", ID, "2d", 0, *CONFIG, "--name", "one", "train.seed=9", flag)
     assert result.returncode == 2 and "train.seed: 3 → 9" in result.stderr and trained.files() == before
-    assert "give --name one without --config" in result.stderr.strip().splitlines()[-1]
+    assert "--name one without --config" in result.stderr.strip().splitlines()[-1]
 
 
 # --- a full disk, played by a limit on the size of files ------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_going_on_needs_no_pretrained_weights(refused: Refused, workplace):
     weights.unlink()
     workplace.run(*train, option, "--val")
     message = refused(workplace, *train[1:], option, "--val", "train.seed=9")
-    assert "to go on with it, give --name weights without --config" in message
+    assert "--name weights without --config" in message
     assert f"no such file: '{weights}'" in refused(workplace, *train[1:], option, "train.seed=9")
 
 
@@ -380,14 +380,7 @@ def test_nothing_to_go_on_with(refused: Refused, trained, flag: str):
 
 def test_plans_of_an_experiment_are_not_derived_from(refused: Refused, trained):
     message = refused(trained, ID, "2d", "0", *CONFIG, "-p", "nnUNetPlans_one")
-    assert "these plans are an experiment's" in message
-
-
-def test_folders_that_are_not_set(workplace, monkeypatch):
-    monkeypatch.delitem(workplace.folders, "nnUNet_preprocessed")
-    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
-    result = workplace.attempt("nnUNetv2_train_vit", ID, "2d", "0", *CONFIG)
-    assert result.returncode == 2 and "nnUNet_preprocessed is not set" in result.stderr
+    assert "-p nnUNetPlans_one: these plans belong to an experiment" in message
 
 
 def test_queries_are_drawn_of_mask2former_only(trained, tmp_path: Path):
@@ -412,6 +405,18 @@ def test_queries_are_drawn_of_mask2former_only(trained, tmp_path: Path):
     ],
 )
 def test_a_process_ends_in_one_sentence(workplace, command: str, arguments: tuple, told: str):
+    process_is_refused(workplace, command, arguments, told)
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_preprocessed", "nnUNet_results"])
+def test_folders_that_are_not_set(workplace, variable: str, monkeypatch: pytest.MonkeyPatch):
+    others = {name: value for name, value in workplace.variables().items() if name != variable}
+    monkeypatch.setattr(workplace, "variables", lambda: others)
+    told = f"the environment variable {variable} is not set"
+    process_is_refused(workplace, "nnUNetv2_train_vit", (ID, "2d", "0", *CONFIG), told)
+
+
+def process_is_refused(workplace, command: str, arguments: tuple, told: str) -> None:
     before = workplace.files()
     result = workplace.attempt_process(command, *arguments)
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr

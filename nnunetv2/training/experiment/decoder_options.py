@@ -96,7 +96,7 @@ class Factory:
 
     Attributes:
         options: the decoder's own keywords.
-        is_known: whether these are all; of a factory that is imported or assigned, or takes any keyword, nobody knows.
+        is_known: whether these are all; unknown of a factory that is imported or assigned, or takes any keyword.
     """
 
     options: dict[str, Option]
@@ -158,7 +158,7 @@ def misfits(name: str, value: object, option: Option) -> Iterator[str]:
     Args:
         name: what to call the option in the message.
         value: its value.
-        option: its keyword in the factory; types that nobody knows take any value.
+        option: its keyword in the factory; unknown types take any value.
     """
     names = option.type_names
     accepted = tuple(kind for type_name in names for kind in YAML_TYPES.get(type_name, (object,)))

@@ -339,4 +339,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         try:
             super().load_checkpoint(filename_or_checkpoint)
         except ValueError as error:  # PyTorch's, such as after a change of how layer decay groups parameters
-            raise ExperimentError(f"cannot resume from {filename_or_checkpoint}: {error}") from error
+            raise ExperimentError(
+                f"cannot load {filename_or_checkpoint} to continue or validate the training: {error}; "
+                "prediction from it works"
+            ) from error
