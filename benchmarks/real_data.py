@@ -28,7 +28,7 @@ TILE_SIDE, SHOWN_CASES = 384, 2
 TRAINING = (
     *("train.optimizer=adamw", "train.initial_lr=0.002", "train.weight_decay=0.01", "train.gradient_clip=1"),
     *("train.schedule=cosine", "train.warmup_epochs=1", "train.precision=float32", "train.seed=1"),
-    *("train.num_epochs=10", "train.num_iterations_per_epoch=50", "train.num_val_iterations_per_epoch=5"),
+    *("train.num_epochs=5", "train.num_iterations_per_epoch=50", "train.num_val_iterations_per_epoch=5"),
 )
 PHOTOGRAPHS = ("train.patch_size=[384,384]", "train.batch_size=2")
 MICROSCOPY = ("train.patch_size=[256,256]", "train.batch_size=4")
