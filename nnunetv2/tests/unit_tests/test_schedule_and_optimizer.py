@@ -80,9 +80,9 @@ def test_optimisers_are_what_they_are_called():
     assert adamw.param_groups[0]["weight_decay"] == 0.1
 
 
-def backbone_rates(name: str) -> dict[str, tuple[float, float]]:
+def backbone_rates(name: str, **options) -> dict[str, tuple[float, float]]:
     """Names of the backbone's parameters to learning rate and weight decay, of a decay by one half per layer."""
-    model = create_segmentation_model(name, "tiny", num_classes=2, hidden_size=32, freeze_backbone=False)
+    model = create_segmentation_model(name, "tiny", num_classes=2, hidden_size=32, freeze_backbone=False, **options)
     groups = parameter_groups(model, 1.0, 0.05, layer_decay=0.5)
     rates = {id(p): (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     return {key: rates[id(p)] for key, p in model.backbone.named_parameters() if p.requires_grad}
@@ -99,3 +99,11 @@ def test_layer_decay_is_the_same_for_every_backbone(name: str):
         assert rate == 0.5 ** (depth - block), key
     assert rates["cls_token"] == (0.5 ** (depth + 1), 0)
     assert ("reg_token" in rates) == (name == "dinov3")
+
+
+@pytest.mark.parametrize(("out_layers", "last"), [([0, 1, 2], 2), ([0, 1], 1), ([0, 1, 2, 3], 3)])
+def test_layer_decay_starts_at_the_last_block_that_trains(out_layers: list[int], last: int):
+    rates = {key: rate for key, (rate, _) in backbone_rates("dinov3", out_layers=out_layers).items()}
+    blocks = {int(key.split(".")[1]): rate for key, rate in rates.items() if key.startswith("blocks.")}
+    assert blocks == {block: 0.5 ** (last + 1 - block) for block in range(last + 1)}
+    assert rates["norm.weight"] == 0.5 and rates["patch_embed.proj.weight"] == 0.5 ** (last + 2)

@@ -24,7 +24,7 @@ def parameter_groups(
         weight_decay: weight decay; with layer decay only on the weight matrices of the backbone, as in BEiT (Bao et al.
             2022, https://arxiv.org/abs/2106.08254): not on biases, norms, tokens and position embeddings.
         layer_decay: factor on the learning rate from a layer to the one before it: the decoder's is `initial_lr`, that
-            of the last block `layer_decay * initial_lr`, and so on down to the embeddings; None: none.
+            of the last block that trains `layer_decay * initial_lr`, and so on down to the embeddings; None: none.
         backbone_lr_factor: factor on the learning rate of the whole backbone.
 
     Returns:
@@ -51,13 +51,15 @@ def _backbone_groups(backbone: nn.Module, weight_decay: float, layer_decay: floa
     # timm has a function for this, but in which layer it puts the register tokens, and with them the learning rate of
     # every block, depends on its version
     depth = len(backbone.blocks)
+    # blocks behind the deepest feature layer are frozen and do not count
+    last = max((_layer_of(name, depth) for name, _ in named if name.startswith("blocks.")), default=depth)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named:
         layer, decays = _layer_of(name, depth), name.endswith("weight") and parameter.ndim > 1
         empty = {
             "params": [],
             "weight_decay": weight_decay if decays else 0.0,
-            "lr_scale": layer_decay ** (depth + 1 - layer),
+            "lr_scale": layer_decay ** (last + 1 - min(layer, last)),
         }
         groups.setdefault((layer, decays), empty)["params"].append(parameter)
     return list(groups.values())
