@@ -38,7 +38,7 @@ def upernet() -> Figure:
         arrows += [*chain(f"map{i + 1}", f"lateral{i}", f"sum{i}", f"smooth{i}", "fuse")]
     pooling = "pyramid pooling\n(1, 2, 3, 6), 3×3 conv"
     boxes["pyramid"] = Box(3, 2, pooling, "512 × h × w", "decode_head.pyramid_pooling")
-    boxes["fuse"] = Box(0, 5, "stacked, 3×3 conv", "512 × h × w", "decode_head.fuse", 4)
+    boxes["fuse"] = Box(0, 5, "concatenated, 3×3 conv", "512 × h × w", "decode_head.fuse", 4)
     arrows += [*chain(DEEPEST, "pyramid", "sum2", "sum1", "sum0"), ("pyramid", "fuse")]
 
     plain = "use_progressive_\nupsample: false\n1×1 conv"
@@ -66,8 +66,8 @@ def segformer() -> Figure:
     for i, name in enumerate(MAPS):
         boxes[f"linear{i}"] = Box(i, 2, "linear layer", "256 × h × w", f"decode_head.linear_projections.{i}")
         arrows += chain(name, f"linear{i}", "fuse")
-    stacked = "stacked, deepest first, 1×1 conv"
-    boxes["fuse"] = Box(0, 3, stacked, "256 × h × w", "decode_head.linear_fuse", 4)
+    concatenated = "concatenated, deepest first, 1×1 conv"
+    boxes["fuse"] = Box(0, 3, concatenated, "256 × h × w", "decode_head.linear_fuse", 4)
     norm, width = "batch norm, ReLU, dropout", 4 / 3
 
     def add(variant: str, column: int, row: int, title: str, shape: str, source: str, kind: str = "step") -> None:
@@ -122,14 +122,14 @@ def unetr() -> Figure:
         boxes[f"branch{i}"] = Box(i, 2, title, shape, f"decoder.branches.{3 - i}")
         arrows.append((name, f"branch{i}"))
         if i < 3:
-            title = "×2, stacked,\ntwo 3×3 conv"
+            title = "×2, concatenated,\ntwo 3×3 conv"
             boxes[f"stage{i}"] = Box(i, 3, title, shape, f"decoder.stages.{2 - i}")
             arrows.append((f"branch{i}", f"stage{i}"))
     boxes["last"] = Box(0, 4, "two 3×3 conv", "32 × 16h × 16w", "decoder.last", 2)
     image = "image_branch: true\nof the image: two 3×3 conv"
     boxes["image"] = Box(2, 4, image, "32 × H × W", "image_stem", 2, "option", "image")
-    stacked = "resized, stacked, two 3×3 conv"
-    boxes["join"] = Box(2, 5, stacked, "32 × H × W", "image_fusion", 2, "option", "image")
+    concatenated = "resized, concatenated, two 3×3 conv"
+    boxes["join"] = Box(2, 5, concatenated, "32 × H × W", "image_fusion", 2, "option", "image")
     last = "1×1 conv, resized for patches of 14"
     boxes["logits"] = Box(0, 6, last, "K × H × W", "logits", 2, "result")
     arrows += [*chain("branch3", "stage2", "stage1", "stage0", "last", "logits"), *chain("image", "join", "logits")]
@@ -144,7 +144,7 @@ def primus() -> Figure:
     boxes[DEEPEST] = Box(3, 1, boxes[DEEPEST].title, "D × h × w", "features.-1", kind="features")
     for i, name in enumerate(MAPS[:3]):
         boxes[name] = Box(i, 1, boxes[name].title, "D × h × w", f"features.{i}", kind="features", variant="four")
-    four, one = "multiscale: true\nstacked, 1×1 conv", "multiscale: false\n1×1 conv"
+    four, one = "multiscale: true\nconcatenated, 1×1 conv", "multiscale: false\n1×1 conv"
     boxes["four0"] = Box(0, 2, four, "3072 × h × w", "decoder.projection", 3, "option", "four")
     boxes["one0"] = Box(3, 3, one, "768 × h × w", "decoder.projection", 1, "option", "one")
     for variant, column, row, width, channels in (("four", 0, 3, 3, 3072), ("one", 3, 4, 1, 768)):
