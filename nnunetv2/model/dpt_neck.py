@@ -129,7 +129,7 @@ class DPTNeck(nn.Module):
     Args:
         in_channels: width of the ViT.
         hidden_size: channels of the fusion.
-        readout_type: what the class token does: `project` (stacked on every patch and projected), `add`, or `ignore`.
+        readout_type: what the class token does: `project` (concatenated to each patch, projected), `add`, or `ignore`.
         batch_norm: whether the fusion has batch norm.
     """
 

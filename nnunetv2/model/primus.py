@@ -42,7 +42,7 @@ class PrimusDecoder(nn.Module):
     """Projection and patch decoder.
 
     Args:
-        in_channels: channels of the stacked maps.
+        in_channels: channels of the concatenated maps.
         channels: channels of the widest stage of the decoder.
         num_classes: number of classes.
         patch_embed_size: how many times larger the logits are than the maps, a power of two.
@@ -68,7 +68,7 @@ class PrimusDecoder(nn.Module):
 
 
 class PrimusMultiscaleSegmentationModel(ViTSegmentationModel):
-    """Primus on the stacked maps of several depths of a ViT.
+    """Primus on the concatenated maps of several depths of a ViT.
 
     Args:
         backbone_name: a family of the registry, or `timm:<name>`.

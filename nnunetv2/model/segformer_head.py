@@ -1,6 +1,6 @@
 """The all-MLP decoder of SegFormer (Xie et al., "SegFormer", 2021, https://arxiv.org/abs/2105.15203, section 3.2).
 
-maps → a linear layer each → stacked, deepest first → 1×1 convolution, batch norm, ReLU, dropout → classes
+maps → a linear layer each → concatenated, deepest first → 1×1 convolution, batch norm, ReLU, dropout → classes
 
 Names in the state dict are those of Hugging Face's `SegformerDecodeHead` (transformers 5.23), so that checkpoints which
 hold them load; those of earlier releases are renamed on loading.

@@ -10,13 +10,13 @@ from dinov3.eval.segmentation.models.utils.extent import resize
 
 
 class LinearHead(nn.Module):
-    """Batch norm and a 1×1 convolution on stacked maps.
+    """Batch norm and a 1×1 convolution on concatenated maps.
 
     Args:
         in_channels: channels of every map.
         n_output_channels: number of classes.
-        use_batchnorm: whether to normalise the stacked maps.
-        use_cls_token: whether every map comes with a class token, (B, C), which is stacked on each of its pixels.
+        use_batchnorm: whether to normalise the concatenated maps.
+        use_cls_token: whether every map comes with a class token, (B, C), which is concatenated to each of its pixels.
         dropout: probability that a channel is dropped in training.
     """
 
