@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 COLOURS = {1: (230, 60, 60), 2: (70, 110, 255), 3: (90, 200, 90)}
-CAPTION_HEIGHT = 24
+CAPTION_HEIGHT, GAP = 24, 6  # pixels
 
 
 def environment(output: Path, raw: Path) -> dict[str, str]:
@@ -45,14 +45,23 @@ def paint(labels: np.ndarray) -> Image.Image:
 
 
 def write_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], side: int, path: Path) -> None:
-    """Write a picture of rows of tiles, each fitted into `side` × `side` pixels, under a line of captions."""
-    sheet = Image.new("RGB", (len(captions) * side, CAPTION_HEIGHT + len(rows) * side), "white")
+    """Write a picture of rows of tiles, each scaled to a longer side of `side` pixels, under a line of captions."""
+    fitted = [[fit(tile, side) for tile in tiles] for tiles in rows]
+    heights = [max(tile.height for tile in tiles) for tiles in fitted]
+    size = (len(captions) * (side + GAP) - GAP, CAPTION_HEIGHT + sum(heights) + GAP * (len(rows) - 1))
+    sheet = Image.new("RGB", size, "white")
     for column, caption in enumerate(captions):
-        ImageDraw.Draw(sheet).text((column * side + 8, 6), caption, fill="black")
-        for row, tiles in enumerate(rows):
-            tile = tiles[column]
-            scale = side / max(tile.size)
-            size = tuple(round(length * scale) for length in tile.size)
-            place = (column * side, CAPTION_HEIGHT + row * side)
-            sheet.paste(tile.convert("RGB").resize(size, Image.Resampling.NEAREST), place)
+        ImageDraw.Draw(sheet).text((column * (side + GAP), 6), caption, fill="black")
+    top = CAPTION_HEIGHT
+    for tiles, height in zip(fitted, heights, strict=True):
+        for column, tile in enumerate(tiles):
+            sheet.paste(tile, (column * (side + GAP), top))
+        top += height + GAP
     sheet.save(path)
+
+
+def fit(tile: Image.Image, side: int) -> Image.Image:
+    """Scale a picture to a longer side of `side` pixels, without mixing the colours of labels."""
+    scale = side / max(tile.size)
+    size = (round(tile.width * scale), round(tile.height * scale))
+    return tile.convert("RGB").resize(size, Image.Resampling.NEAREST)

@@ -392,7 +392,7 @@ def test_packaged_m2f_configs_have_the_documented_values(name: str):
         ("train.gradient_clip=1", "unknown key train.gradient_clip (value 1)"),
         ("gradient_clip=0", "gradient_clip must be above 0, found 0"),
         ("m2f_train.num_points=0", "m2f_train.num_points must be at least 1, found 0"),
-        ("m2f_train.oversample_ratio=0.5", "m2f_train.oversample_ratio must be at least 1, found 0.5"),
+        ("m2f_train.oversample_ratio=0.5", "m2f_train.oversample_ratio must be in [1, 1000), found 0.5"),
         ("m2f_train.importance_sample_ratio=2", "m2f_train.importance_sample_ratio must be in [0, 1], found 2"),
         ("m2f_train.mask_coefficient=-1", "m2f_train.mask_coefficient must be at least 0, found -1"),
         ("m2f_train.no_object_coefficient=0", "m2f_train.no_object_coefficient must be above 0, found 0"),
