@@ -11,6 +11,7 @@ from dinov3.hub.backbones import dinov3_vits16
 PAGE = Path(__file__).resolve().parents[2] / "documentation" / "dinov3" / "README.md"
 
 
+@pytest.mark.integration
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.save(dinov3_vits16(pretrained=False).to_reference_state_dict(), "dinov3_vits16.pth")

@@ -21,6 +21,7 @@ def devices(model: FeatureDecoder) -> set[str]:
     return {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("decoder_type", ["m2f", "linear"])
 def test_a_segmentor_runs_on_meta(decoder_type: str, dtype: torch.dtype):

@@ -31,7 +31,8 @@ class Case(NamedTuple):
     daily: bool = False  # whether `make test` runs it too, and not `make test-nightly` only
 
     def __str__(self) -> str:
-        return f"{self.config}-{self.dataset}{'-ignore' if self.ignored else ''}"
+        size = f"-{self.side}" if self.side else ""
+        return f"{self.config}-{self.dataset}{'-ignore' if self.ignored else ''}{size}"
 
 
 PHOTOGRAPHS = ("train.patch_size=[512,512]", "train.batch_size=1")
@@ -41,6 +42,7 @@ SMALL_PATCHES = ("train.patch_size=[160,160]", "train.batch_size=2")
 M2F = ("model.hidden_dim=32", "model.num_queries=8", "m2f_train.num_points=256")
 UNCERTAIN = "crossing_or_uncertain"
 SIDE = 640  # four windows instead of thirty
+CROPS, CROP_SIDE = ("train.patch_size=[256,256]", "train.batch_size=1"), 384  # four small windows, for every day
 INPUT_NORM = "none, channels pass"
 LESAV, NUCLEI, HIPPOCAMPUS = "Dataset101_LESAV", "Dataset102_NucleiDSB2018", "Dataset103_Hippocampus"
 LESAV_AV, REGIONS = "Dataset111_LESAV_AV", "Dataset113_HippocampusRegions"
@@ -51,10 +53,12 @@ CASES = [
         LESAV,
         LESAV,
         "labelsTr",
-        (*PHOTOGRAPHS, "model.decoder.hidden_size=32"),
+        (*CROPS, "model.decoder.hidden_size=32"),
         2,
+        side=CROP_SIDE,
         daily=True,
     ),
+    Case("upernet_test_dinov3", 101, LESAV, LESAV, "labelsTr", (*PHOTOGRAPHS, "model.decoder.hidden_size=32"), 2),
     Case("linear_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", MICROSCOPY, 2, daily=True),
     Case(
         "dpt_test_dinov3",
@@ -92,16 +96,16 @@ CASES = [
         LESAV_AV,
         LESAV,
         "labelsTr_av",
-        (*PHOTOGRAPHS, "model.decoder.decoder_hidden_size=32"),
+        (*CROPS, "model.decoder.decoder_hidden_size=32"),
         3,
         ignored=UNCERTAIN,
-        side=SIDE,
+        side=CROP_SIDE,
         daily=True,
     ),
     Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*M2F, *SMALL_PATCHES), 2, side=240, daily=True),
     Case("m2f_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F), 3, daily=True),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 4, side=SIDE),
-    Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 3, UNCERTAIN, SIDE, daily=True),
+    Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*CROPS, *M2F), 3, UNCERTAIN, CROP_SIDE, daily=True),
     Case("m2f_test_dinov2", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F, "lora.enabled=true"), 2, daily=True),
     Case("segformer_test_dinov3", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, "lora.enabled=true"), 2, daily=True),
 ]

@@ -63,6 +63,7 @@ def test_every_packaged_decoder_has_a_page_and_every_page_a_decoder(generate: Mo
     assert pages == {"README", "own_decoder", *generate.DECODERS} and set(PAGES) == set(generate.DECODERS)
 
 
+@pytest.mark.integration
 def test_tables_and_figures_are_those_that_the_script_writes(generate: ModuleType):
     for path, content in generate.files():
         assert path.read_text(encoding="utf-8") == content, f"{path.name}: run `make docs`"
@@ -111,6 +112,7 @@ def test_the_commands_of_a_page_are_accepted(page: str):
         assert load_config(ViTnnUNetConfig if is_vit else SegFormernnUNetConfig, config, overrides)
 
 
+@pytest.mark.integration
 def test_what_the_decoders_cost(generate: ModuleType):
     text = " ".join((FOLDER / "README.md").read_text().split())
     assert set(WORK) == {name for _, name in generate.main_configs()}

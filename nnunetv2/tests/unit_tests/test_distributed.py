@@ -20,6 +20,8 @@ from nnunetv2.model.model_upernet import create_segmentation_model
 from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+pytestmark = pytest.mark.integration  # starts processes
+
 PROCESSES, BATCH, CLASSES, IGNORED, SIZE = 2, 2, 3, 9, 48
 MODES = {"frozen": {}, "lora": {"use_lora": True, "lora_dropout": 0.0}, "full": {"freeze_backbone": False}}
 

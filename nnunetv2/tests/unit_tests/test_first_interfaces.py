@@ -203,6 +203,7 @@ def test_the_page_for_users_of_the_first_versions_names_what_is_there():
 # --- targets in nnU-Net's format for deep supervision ---------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("trainer_class", [nnUNetTrainer_vit, nnUNetTrainer_m2f])
 def test_of_a_list_of_targets_the_first_one_is_taken(make_trainer, trainer_class: type):
     plain = batch()
@@ -237,6 +238,7 @@ def without_auxiliary_losses() -> dict:
     return {**M2F, "m2f_train": {**M2F["m2f_train"], "auxiliary_losses": False}}
 
 
+@pytest.mark.integration
 def test_without_auxiliary_losses_the_last_layer_alone_is_compared(make_trainer):
     trainer = make_trainer(nnUNetTrainer_m2f, without_auxiliary_losses())
     trainer.initialize()
@@ -261,6 +263,7 @@ def test_without_auxiliary_losses_the_last_layer_alone_is_compared(make_trainer)
     assert float(everything.train_step(batch())["loss"]) > 3 * float(step["loss"])  # of ten layers
 
 
+@pytest.mark.integration
 def test_plans_without_the_switch_are_those_with_all_losses(make_trainer, tmp_path: Path):
     new = make_trainer(nnUNetTrainer_m2f).plans_manager.plans
     old = copy.deepcopy(new)
@@ -315,6 +318,7 @@ def test_the_checkpoint_names_the_configuration_that_the_command_was_given(make_
         assert torch.equal(predictor.network.state_dict()[name], value)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("trainer_class", "key", "default"),
     [
@@ -361,6 +365,7 @@ def test_a_training_is_continued_with_the_same_configuration_in_another_place(ba
 # --- what a training notes of itself --------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("trainer_class", SMALL)
 def test_the_architecture_is_logged_once(make_trainer, trainer_class: type, tmp_path: Path, capsys):
     values = {**SMALL[trainer_class], "lora": {"enabled": True, "target_modules": ["qkv", "proj"]}}

@@ -83,6 +83,7 @@ REGIONS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("dataset_json", "heads", "regions"), [(DATASET_JSON, 3, False), (REGIONS, 2, True)])
 def test_mask2former_is_rebuilt_for_labels_or_for_regions(dataset_json: dict, heads: int, regions: bool):
     model = {"backbone_size": "tiny", "pretrained": False, "hidden_dim": 32, "num_queries": 4}

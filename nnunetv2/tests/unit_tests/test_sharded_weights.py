@@ -85,6 +85,7 @@ def test_the_model_of_the_hub_module_reads_shards(tmp_path: Path):
     assert torch.equal(loaded.state_dict()["blocks.3.mlp.fc2.weight"], state["blocks.3.mlp.fc2.weight"])
 
 
+@pytest.mark.integration
 def test_the_info_command_tells_what_a_folder_is(folder: Path, capsys):
     run_info_entry([str(folder)])
     told = capsys.readouterr().out

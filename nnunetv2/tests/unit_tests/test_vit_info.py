@@ -24,6 +24,7 @@ def test_the_tables_name_everything_there_is(capsys):
     assert {"nnunetv2.model.model", "nnunetv2.model.model_upernet", "nnunetv2.model.primus"} <= set(packaged_decoders())
 
 
+@pytest.mark.integration
 def test_a_file_is_told_with_all_backbones_that_it_fits(capsys, tmp_path: Path):
     path = origin("RETFound (DINOv2)").make().save(tmp_path / "weights.pth")
     run_info_entry([str(path)])
@@ -42,6 +43,7 @@ def test_a_query_bias_is_no_obstacle(capsys, tmp_path: Path, monkeypatch: pytest
     assert "67 of 67 tensors" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_a_file_that_fits_nowhere_is_told_why(capsys, tmp_path: Path):
     raw = meddinov3()
     raw.content["teacher"].pop("backbone.blocks.3.norm1.weight")
