@@ -9,7 +9,7 @@ import torch
 
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.model.backbone_families import IMAGENET, VISIONFM_MODALITIES
-from nnunetv2.training.experiment.derive import derive_plans, resolve_input_norm
+from nnunetv2.training.experiment.derive import architecture_keywords, derive_plans, resolve_input_norm
 from nnunetv2.training.experiment.errors import ExperimentError
 from nnunetv2.training.experiment.plans_file import check_name, check_results, read_plans, write_new_plans
 from nnunetv2.training.experiment.schema import build, restore
@@ -180,8 +180,7 @@ def test_query_bias_is_chosen_by_what_the_file_holds(tmp_path: Path):
         torch.save(source.state_dict(), path)
         experiment = config()
         experiment.model.checkpoint_path = str(path)
-        plans = derive_plans(base_plans(), "2d", DATASET_JSON, experiment, "mine")
-        assert plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["query_bias"] == bias
+        assert architecture_keywords(experiment, RGB, 2)["query_bias"] == bias
 
 
 # --- input normalisation ------------------------------------------------------------------------------------------

@@ -225,19 +225,26 @@ def _resolve_layers(planar: dict[str, Any], network: nn.Module, num_classes: int
         with torch.no_grad():
             channels = len(planar["normalization_schemes"])
             images = torch.empty(planar["batch_size"], channels, *planar["patch_size"], device="meta")
-            outputs = [network.train()(images), network.eval()(images)]
+            outputs = _logits_of_both_modes(network, images)
         layers = list(network.feature_indices)
     except Exception as error:  # whatever a decoder of the user's own raises
         raise _not_to_be_built(error) from error
     expected = (planar["batch_size"], num_classes, *planar["patch_size"])
-    gives_queries = hasattr(network, "forward_queries")  # in training; its trainer knows
-    for logits in outputs[1:] if gives_queries else outputs:
+    for logits in outputs:
         if logits.shape != expected:
             raise ExperimentError(
                 f"the network of {architecture['network_class_name']} gives logits of shape {tuple(logits.shape)}, "
                 f"expected {expected}"
             )
     architecture["arch_kwargs"]["out_layers"] = layers
+
+
+def _logits_of_both_modes(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """A mask transformer runs once: its logits are computed from the queries that it returns in training."""
+    network.train()
+    if hasattr(network, "forward_queries"):
+        return [network.dense_logits(network(images), images.shape[-2:])]
+    return [network(images), network.eval()(images)]
 
 
 def _check_batch_norm(planar: dict[str, Any], module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
