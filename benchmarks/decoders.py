@@ -39,10 +39,10 @@ from packaged_decoders import FORMS, MASK2FORMER_FORMS, build_network, create_lo
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.backbone_families import check_backbone
 from nnunetv2.model.segmentation_model import autocast_for, count_parameters
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
+from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
 
 NUM_CLASSES = 3
 BASELINE = "linear"
@@ -51,7 +51,7 @@ LEAST_SHARE = 0.05  # of a decoder's time, below which a part of it is not shown
 SHOWN_OPERATORS = 5
 # Loaded once; the process of each measurement is a copy of the one that has loaded them.
 PRELOADED = [
-    "nnunetv2.training.experiment.derive",
+    "nnunetv2.experiment.derive",
     *(f"nnunetv2.model.model_{name}" for name in ("segformer", "dpt", "m2f")),
 ]
 

@@ -35,9 +35,9 @@ def create_trainer(args: argparse.Namespace, output: Path) -> "nnUNetTrainer_m2f
     os.environ.update(prepare(output))
     import torch
 
-    from nnunetv2.run.preprocessed_dataset import preprocessed_folder, read_base_plans, read_dataset_json
-    from nnunetv2.training.experiment.derive import derive_plans
-    from nnunetv2.training.experiment.schema import load_config
+    from nnunetv2.experiment.dataset import preprocessed_folder, read_base_plans, read_dataset_json
+    from nnunetv2.experiment.derive import derive_plans
+    from nnunetv2.experiment.schema import load_config
     from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_m2f import nnUNetTrainer_m2f
 

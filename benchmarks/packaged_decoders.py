@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from dinov3.eval.segmentation.mask_classification_loss import MaskClassificationLoss
+from nnunetv2.experiment.decoder_options import FACTORY
+from nnunetv2.experiment.derive import architecture_keywords
+from nnunetv2.experiment.schema import find_config, load_config, read_values
 from nnunetv2.model.backbone import weights_follow
 from nnunetv2.run.train_experiment import schema_of
-from nnunetv2.training.experiment.decoder_options import FACTORY
-from nnunetv2.training.experiment.derive import architecture_keywords
-from nnunetv2.training.experiment.schema import find_config, load_config, read_values
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig

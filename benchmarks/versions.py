@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunetv2.model.backbone import create_backbone, weights_follow
-from nnunetv2.training.experiment.optimizer import parameter_groups
+from nnunetv2.training.vit.optimizer import parameter_groups
 
 SIZES = ("tiny", "base")
 IMAGE_SIDE = 224

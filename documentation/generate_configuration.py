@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from nnunetv2.experiment.decoder_options import FACTORY, packaged_decoders, read_factory
+from nnunetv2.experiment.schema import default_of, packaged_configs, type_text
 from nnunetv2.model.backbone_families import FAMILIES
-from nnunetv2.training.experiment.decoder_options import FACTORY, packaged_decoders, read_factory
-from nnunetv2.training.experiment.schema import default_of, packaged_configs, type_text
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig

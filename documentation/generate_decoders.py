@@ -16,10 +16,10 @@ from drawing import svg
 from generate_configuration import OPTION_HEADER, lines_of_table, option_rows
 from torch import nn
 
+from nnunetv2.experiment.decoder_options import FACTORY
+from nnunetv2.experiment.derive import architecture_keywords, build_on_meta
+from nnunetv2.experiment.schema import build, find_config, packaged_configs, read_values
 from nnunetv2.run.train_experiment import schema_of
-from nnunetv2.training.experiment.decoder_options import FACTORY
-from nnunetv2.training.experiment.derive import architecture_keywords, build_on_meta
-from nnunetv2.training.experiment.schema import build, find_config, packaged_configs, read_values
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "documentation" / "decoders"

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.picture import save_picture
 from nnunetv2.query_drawing.image_slice import Slice
 from nnunetv2.query_drawing.prediction import Label, Query
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.picture_file import save_picture
 
 COLUMNS, PANEL_SIDE, NARROWEST, OPACITY = 4, 3.5, 2.2, 0.45  # inches
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 
+from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.experiment.errors import ExperimentError
 
 GREY = (0.6, 0.6, 0.6)
 

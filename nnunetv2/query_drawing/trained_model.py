@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
+from nnunetv2.experiment.checkpoint import read_fold_checkpoint
+from nnunetv2.experiment.errors import ExperimentError, in_one_line
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model.model_m2f import M2FSegmentationModel
-from nnunetv2.training.experiment.errors import ExperimentError, in_one_line
-from nnunetv2.training.experiment.former_training import read_former_training
 
 
 def load_model(folder: Path, fold: str, checkpoint: str, device: str) -> nnUNetPredictor:
@@ -23,7 +23,7 @@ def load_model(folder: Path, fold: str, checkpoint: str, device: str) -> nnUNetP
         ExperimentError: there is no such device, or the files are not those of a Mask2Former.
     """
     # nnU-Net's own reading would run whatever a file tells it to
-    read_former_training(folder / f"fold_{fold}" / checkpoint, "-chk")
+    read_fold_checkpoint(folder / f"fold_{fold}" / checkpoint, "-chk")
     predictor = nnUNetPredictor(device=find_device(device), allow_tqdm=False)
     try:
         predictor.initialize_from_trained_model_folder(str(folder), (fold,), checkpoint)

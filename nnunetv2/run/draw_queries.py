@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.run.arguments import DEVICES
 from nnunetv2.run.process_counts import check_process_counts
-from nnunetv2.training.experiment.errors import ExperimentError
 
 COMMAND = "nnUNetv2_m2f_draw"
 

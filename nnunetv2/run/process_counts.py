@@ -2,7 +2,7 @@
 
 import os
 
-from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.experiment.errors import ExperimentError
 
 # Variable to the least value: no process for augmentation means that the training augments by itself.
 LEAST_COUNTS = {"nnUNet_n_proc_DA": 0, "nnUNet_def_n_proc": 1}

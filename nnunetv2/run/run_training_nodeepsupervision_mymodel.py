@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from nnunetv2.experiment.schema import packaged_configs
 from nnunetv2.run.arguments import DefaultConfig, read_arguments, training_parser
 from nnunetv2.run.train_experiment import run_command
-from nnunetv2.training.experiment.schema import packaged_configs
 
 COMMAND = "nnUNetv2_train_nodeepsupervision_mymodel"
 DEFAULT_TRAINER = "nnUNetTrainerNoDeepSupervision_mymodel"

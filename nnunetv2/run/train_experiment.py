@@ -12,19 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.run.arguments import DEVICES
-from nnunetv2.run.cpu_cores import share_cores
-from nnunetv2.run.preprocessed_dataset import (
+from nnunetv2.experiment.dataset import (
     check_fold,
     find_dataset,
     preprocessed_folder,
     read_base_plans,
     read_dataset_json,
 )
-from nnunetv2.run.process_counts import check_process_counts
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.plans_file import (
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.plans import (
     EXPERIMENT_KEY,
     check_configuration,
     check_name,
@@ -35,7 +31,7 @@ from nnunetv2.training.experiment.plans_file import (
     resolve,
     write_new_plans,
 )
-from nnunetv2.training.experiment.schema import (
+from nnunetv2.experiment.schema import (
     as_stored,
     build,
     config_source,
@@ -45,6 +41,10 @@ from nnunetv2.training.experiment.schema import (
     read_values,
     refuse,
 )
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.run.arguments import DEVICES
+from nnunetv2.run.cpu_cores import share_cores
+from nnunetv2.run.process_counts import check_process_counts
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
@@ -275,8 +275,8 @@ def derive(
     Raises:
         ExperimentError: the network cannot be built or trained here, or the weights cannot be had or do not fit.
     """
-    from nnunetv2.training.experiment.derive import check_pretrained_weights, derive_plans
-    from nnunetv2.training.experiment.memory import describe_machine
+    from nnunetv2.experiment.derive import check_pretrained_weights, derive_plans
+    from nnunetv2.experiment.memory import describe_machine
 
     source, machine = config_source(args.config), describe_machine(device, args.num_gpus)
     derived = derive_plans(plans, args.configuration, dataset_json, config, experiment_name(args), source, machine)
@@ -296,12 +296,12 @@ def former_training(
     if args.pretrained_weights is None:
         yield None
         return
-    from nnunetv2.training.experiment.derive import build_on_meta, count_classes
-    from nnunetv2.training.experiment.former_training import check_former_training, handed_on
+    from nnunetv2.experiment.checkpoint import check_pretrained_checkpoint, temporary_checkpoint
+    from nnunetv2.experiment.derive import build_on_meta, count_classes
 
     path = find_file(args.pretrained_weights)
     network = build_on_meta(resolve(plans, args.configuration), count_classes(plans, dataset_json))
-    with handed_on(path, check_former_training(path, network)) as copy:
+    with temporary_checkpoint(path, check_pretrained_checkpoint(path, network)) as copy:
         yield copy
 
 
@@ -333,13 +333,13 @@ def check_checkpoint(folder: Path, args: argparse.Namespace) -> None:
     Raises:
         ExperimentError: names the checkpoint that is missing or damaged.
     """
-    from nnunetv2.training.experiment.former_training import read_former_training
+    from nnunetv2.experiment.checkpoint import read_fold_checkpoint
 
     names = ["checkpoint_final.pth"] if args.val else [f"checkpoint_{n}.pth" for n in ("final", "latest", "best")]
     flag = "--val" if args.val else "--c"
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
         raise ExperimentError(f"{flag}: no {' or '.join(names)} in {folder}")
-    read_former_training(found[0], flag)
+    read_fold_checkpoint(found[0], flag)
     if args.val_best:
-        read_former_training(folder / "checkpoint_best.pth", "--val_best")
+        read_fold_checkpoint(folder / "checkpoint_best.pth", "--val_best")

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2.experiment.decoder_options import packaged_decoders, read_factory
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.schema import build, find_config, find_path, packaged_configs, read_values
 from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
 from nnunetv2.run.train_experiment import schema_of
-from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import build, find_config, find_path, packaged_configs, read_values
 
 if TYPE_CHECKING:
     from dinov3.weights.layouts import WeightFile
@@ -85,10 +85,10 @@ def describe(path: Path) -> Iterator[str]:
         ValueError: it cannot be read, or is neither the weights of a ViT nor a checkpoint of nnU-Net.
     """
     from dinov3.weights.layouts import read_weights
-    from nnunetv2.training.experiment.former_training import read_former_training
+    from nnunetv2.experiment.checkpoint import read_fold_checkpoint
 
     try:
-        yield from _describe_former_training(path, read_former_training(path, COMMAND))
+        yield from _describe_former_training(path, read_fold_checkpoint(path, COMMAND))
         return
     except ExperimentError:
         file = read_weights(path)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2.training.experiment.derive import derive_plans
-from nnunetv2.training.experiment.online_counts import count_pixels
-from nnunetv2.training.experiment.schema import load_config
-from nnunetv2.training.experiment.term_curves import TERMS, curve_names, terms_figure
+from nnunetv2.experiment.derive import derive_plans
+from nnunetv2.experiment.schema import load_config
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter, m2f_predictions_to_segmentation
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_m2f import nnUNetTrainer_m2f
+from nnunetv2.training.vit.loss_curves import TERMS, curve_names, terms_figure
+from nnunetv2.training.vit.online_metrics import count_pixels
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 CPU = torch.device("cpu")

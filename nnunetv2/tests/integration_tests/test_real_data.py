@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from nnunetv2.training.experiment.schema import packaged_configs
+from nnunetv2.experiment.schema import packaged_configs
 
 TRAINING_CASES = 5  # nnU-Net's five folds
 

@@ -12,10 +12,10 @@ import torch
 from matplotlib.figure import Figure
 
 from dinov3.weights.reading import read_checkpoint
+from nnunetv2.experiment.derive import derive_plans
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.schema import load_config
 from nnunetv2.model.backbone import create_backbone
-from nnunetv2.training.experiment.derive import derive_plans
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import load_config
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig

@@ -9,24 +9,24 @@ import psutil
 import pytest
 import torch
 
+from nnunetv2.experiment.decoder_options import Option, misfits
+from nnunetv2.experiment.derive import build_on_meta, derive_plans
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.memory import (
+    Machine,
+    describe_machine,
+    least_batch_memory,
+    least_weight_memory,
+)
+from nnunetv2.experiment.schema import build
 from nnunetv2.model.backbone_families import repository_without_timm
 from nnunetv2.run import train_experiment
 from nnunetv2.run.draw_queries import run_draw_entry
 from nnunetv2.run.run_training_m2f import run_training_entry as train_m2f
 from nnunetv2.run.run_training_segformer import run_training_entry as train_segformer
 from nnunetv2.run.run_training_vit import run_training_entry as train_vit
-from nnunetv2.training.experiment.decoder_options import Option, misfits
-from nnunetv2.training.experiment.derive import build_on_meta, derive_plans
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.memory import (
-    Machine,
-    describe_machine,
-    least_batch_memory,
-    least_weight_memory,
-)
-from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.experiment.schema import build
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
 
 DATASET_JSON = {"labels": {"background": 0, "vessel": 1}, "channel_names": {"0": "x"}, "file_ending": ".png"}
 PLANS = {

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from dinov3.eval.segmentation.config import M2FTrainConfig
+from nnunetv2.experiment.decoder_options import read_factory
+from nnunetv2.experiment.derive import architecture_keywords
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.schema import as_stored, load_config, packaged_configs, refuse, restore
 from nnunetv2.run.arguments import DefaultConfig, training_parser
 from nnunetv2.run.train_experiment import read_experiment
-from nnunetv2.training.experiment.decoder_options import read_factory
-from nnunetv2.training.experiment.derive import architecture_keywords
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import as_stored, load_config, packaged_configs, refuse, restore
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig

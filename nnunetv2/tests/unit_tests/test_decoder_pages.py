@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
-from nnunetv2.training.experiment.derive import architecture_keywords, build_on_meta, derive_plans
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.schema import load_config, packaged_configs
+from nnunetv2.experiment.decoder_options import packaged_decoders, read_factory
+from nnunetv2.experiment.derive import architecture_keywords, build_on_meta, derive_plans
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.schema import load_config, packaged_configs
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import M2F_TRAINER, ViTnnUNetConfig

@@ -8,8 +8,8 @@ import torch
 from commands import environment
 from run_demo import CONFIG
 
-from nnunetv2.training.experiment.derive import architecture_keywords
-from nnunetv2.training.experiment.schema import load_config
+from nnunetv2.experiment.derive import architecture_keywords
+from nnunetv2.experiment.schema import load_config
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 

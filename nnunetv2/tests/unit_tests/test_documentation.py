@@ -8,6 +8,7 @@ import pytest
 import torch
 from raw_weights import origin
 
+from nnunetv2.experiment.schema import load_config, packaged_configs, read_values
 from nnunetv2.model.backbone import create_backbone, load_backbone_weights
 from nnunetv2.model.backbone_families import FAMILIES
 from nnunetv2.model.model_m2f import create_segmentation_model as create_mask2former
@@ -15,7 +16,6 @@ from nnunetv2.model.segmentation_model import count_parameters_per_part
 from nnunetv2.run.arguments import read_arguments, training_parser
 from nnunetv2.run.run_training_m2f import COMMAND, DEFAULT_CONFIG, DEFAULT_TRAINER
 from nnunetv2.run.train_experiment import read_experiment, schema_of
-from nnunetv2.training.experiment.schema import load_config, packaged_configs, read_values
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 

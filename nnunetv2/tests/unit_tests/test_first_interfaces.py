@@ -15,22 +15,22 @@ import torch
 import yaml
 
 from dinov3.weights.reading import read_checkpoint
+from nnunetv2.experiment import versions
+from nnunetv2.experiment.derive import derive_plans
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.plans import check_results, write_new_plans
+from nnunetv2.experiment.schema import build, config_source, find_config, load_config, packaged_configs
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import run_training_nodeepsupervision_mymodel as mymodel
 from nnunetv2.run.arguments import training_parser
 from nnunetv2.run.train_experiment import derive, read_experiment, stored_plans
-from nnunetv2.training.experiment import versions
-from nnunetv2.training.experiment.derive import derive_plans
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.plans_file import check_results, write_new_plans
-from nnunetv2.training.experiment.schema import build, config_source, find_config, load_config, packaged_configs
-from nnunetv2.training.experiment.term_curves import TERMS
 from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_m2f import nnUNetTrainer_m2f
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_segformer import nnUNetTrainer_segformer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
+from nnunetv2.training.vit.loss_curves import TERMS
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 ROOT = Path(__file__).resolve().parents[3]

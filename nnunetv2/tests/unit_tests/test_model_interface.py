@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from nnunetv2.experiment.decoder_options import MASK2FORMER, packaged_decoders
 from nnunetv2.model.backbone import create_backbone, weights_follow
 from nnunetv2.model.lora import disable_lora, enable_lora
 from nnunetv2.model.model_dpt import DPTSegmentationModel
 from nnunetv2.model.model_segformer import SegFormerSegmentationModel, create_segformer_model
 from nnunetv2.model.model_upernet import UperNetSegmentationModel
 from nnunetv2.model.segmentation_model import ViTSegmentationModel
-from nnunetv2.training.experiment.decoder_options import MASK2FORMER, packaged_decoders
 
 FACTORIES = {
     **{module: import_module(module).create_segmentation_model for module in (*packaged_decoders(), MASK2FORMER)},

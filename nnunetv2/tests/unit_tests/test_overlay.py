@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 OVERLAY = [p for folder in ("nnunetv2", "dinov3") for p in sorted((ROOT / folder).rglob("*.py"))]
 SOURCES = [p for p in OVERLAY if "tests" not in p.relative_to(ROOT).parts]
 # Every layer, leftmost first; a module may import from its own layer and from those to the right.
-LAYERS = ("nnunetv2.run", "nnunetv2.training", "nnunetv2.model", "dinov3")
+LAYERS = ("nnunetv2.run", "nnunetv2.training", "nnunetv2.experiment", "nnunetv2.model", "dinov3")
 
 
 def upstream_files() -> set[str]:
@@ -85,7 +85,7 @@ def test_the_command_and_the_schema_load_without_torch():
     code = (
         "import sys, nnunetv2.run.run_training_vit, nnunetv2.run.vit_info;"
         "import nnunetv2.training.nnUNetTrainer.vit_config as c;"
-        "from nnunetv2.training.experiment.schema import load_config;"
+        "from nnunetv2.experiment.schema import load_config;"
         "load_config(c.ViTnnUNetConfig, 'upernet');"
         "print([m for m in ('torch', 'timm', 'transformers', 'peft') if m in sys.modules])"
     )

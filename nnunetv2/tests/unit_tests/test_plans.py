@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunetv2.experiment.derive import architecture_keywords, derive_plans, resolve_input_norm
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.plans import check_name, check_results, read_plans, write_new_plans
+from nnunetv2.experiment.schema import build, restore
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.model.backbone_families import IMAGENET, VISIONFM_MODALITIES
-from nnunetv2.training.experiment.derive import architecture_keywords, derive_plans, resolve_input_norm
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.plans_file import check_name, check_results, read_plans, write_new_plans
-from nnunetv2.training.experiment.schema import build, restore
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans

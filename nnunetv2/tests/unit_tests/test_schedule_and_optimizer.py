@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from nnunetv2.model.model_upernet import create_segmentation_model
-from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
+from nnunetv2.training.vit.schedule import EpochSchedule, schedule_factor
 
 EPOCHS = 20
 

@@ -9,12 +9,12 @@ import torch
 from networks import NETWORKS, SAME_NETWORK
 from torch import nn
 
+from nnunetv2.experiment.decoder_options import packaged_decoders, read_factory
 from nnunetv2.model.backbone import FAMILIES
 from nnunetv2.model.model import create_segmentation_model as create_first_model
 from nnunetv2.model.model_upernet import UperNetSegmentationModel, create_segmentation_model
 from nnunetv2.model.segmentation_model import ViTSegmentationModel, autocast_for, pad_to_multiple
 from nnunetv2.model.upsample import resize
-from nnunetv2.training.experiment.decoder_options import packaged_decoders, read_factory
 
 SMALL = {"hidden_size": 32, "backbone_size": "tiny"}
 # Every packaged decoder in every form, with reduced widths.

@@ -16,7 +16,7 @@ from state_dict_names import (
 )
 from torch import nn
 
-from nnunetv2.training.experiment.decoder_options import MASK2FORMER, packaged_decoders
+from nnunetv2.experiment.decoder_options import MASK2FORMER, packaged_decoders
 
 PINNED = read_pinned()
 

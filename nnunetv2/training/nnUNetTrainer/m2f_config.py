@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Optional
 
-from nnunetv2.training.experiment.decoder_options import MASK2FORMER
-from nnunetv2.training.experiment.schema import Rule, above, at_least, one_of, option, within
+from nnunetv2.experiment.decoder_options import MASK2FORMER
+from nnunetv2.experiment.schema import Rule, above, at_least, one_of, option, within
 from nnunetv2.training.nnUNetTrainer.vit_config import (
     BLOCKS,
     M2F_TRAINER,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dinov3.eval.segmentation.m2f_targets import queries_to_logits, regions_to_m2f_targets, semantic_to_m2f_targets
-from nnunetv2.training.experiment.targets import full_size_target
+from nnunetv2.training.vit.targets import full_size_target
 
 
 class DenseToM2FTargetConverter:

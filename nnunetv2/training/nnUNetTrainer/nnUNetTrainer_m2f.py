@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from dinov3.eval.segmentation.mask_classification_loss import MaskClassificationLoss
-from nnunetv2.training.experiment.online_counts import count_pixels
-from nnunetv2.training.experiment.term_curves import TERMS, curve_names, draw_terms
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
+from nnunetv2.training.vit.loss_curves import TERMS, curve_names, draw_terms
+from nnunetv2.training.vit.online_metrics import count_pixels
 
 
 class nnUNetTrainer_m2f(nnUNetTrainer_vit):

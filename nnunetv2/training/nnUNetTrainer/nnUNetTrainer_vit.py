@@ -17,20 +17,20 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2.experiment.checkpoint import remove_partial_checkpoints, write_checkpoint
+from nnunetv2.experiment.derive import derive_plans
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.plans import CONFIG_PATH_KEY, EXPERIMENT_KEY, check_name, check_results
+from nnunetv2.experiment.schema import config_source, load_config, restore
+from nnunetv2.experiment.versions import record_versions
 from nnunetv2.model.backbone import load_backbone_weights, load_pretrained_weights, weights_follow
 from nnunetv2.model.segmentation_model import autocast_for, count_parameters_per_part
-from nnunetv2.training.experiment.architecture import describe_architecture
-from nnunetv2.training.experiment.checkpoint_file import remove_partial_checkpoints, write_checkpoint
-from nnunetv2.training.experiment.derive import derive_plans
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.experiment.plans_file import CONFIG_PATH_KEY, EXPERIMENT_KEY, check_name, check_results
-from nnunetv2.training.experiment.schedule import EpochSchedule, schedule_factor
-from nnunetv2.training.experiment.schema import config_source, load_config, restore
-from nnunetv2.training.experiment.targets import full_size_target
-from nnunetv2.training.experiment.versions import record_versions
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.training.vit.architecture import describe_architecture
+from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
+from nnunetv2.training.vit.schedule import EpochSchedule, schedule_factor
+from nnunetv2.training.vit.targets import full_size_target
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 

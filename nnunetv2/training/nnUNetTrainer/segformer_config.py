@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar, Optional
 
-from nnunetv2.training.experiment.schema import above, at_least, one_of, option
+from nnunetv2.experiment.schema import above, at_least, one_of, option
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTLoRAConfig, ViTModelConfig, ViTnnUNetConfig, ViTTrainConfig
 
 # ruff: noqa: UP045  (as in vit_config)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 from urllib.error import HTTPError
 
+from nnunetv2.experiment.decoder_options import MASK2FORMER, misfits, read_factory
+from nnunetv2.experiment.schema import Rule, above, at_least, find_path, one_of, option, within
 from nnunetv2.model.backbone_families import (
     FAMILIES,
     NO_WEIGHTS_REMEDY,
@@ -14,8 +16,6 @@ from nnunetv2.model.backbone_families import (
     get_family,
     repository_without_timm,
 )
-from nnunetv2.training.experiment.decoder_options import MASK2FORMER, misfits, read_factory
-from nnunetv2.training.experiment.schema import Rule, above, at_least, find_path, one_of, option, within
 
 # `Optional[...]`, not `... | None`, in the fields: every omegaconf that we allow reads it.
 # ruff: noqa: UP045

@@ -6,8 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.plans_file import differences_between, listed, read_json, write_json
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.plans import differences_between, listed, read_json, write_json
 
 FILE = "versions.json"
 DISTRIBUTIONS = ("torch", "timm", "transformers", "peft", "nnunetv2", "nnunet-vit")

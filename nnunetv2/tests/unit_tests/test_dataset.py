@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2.run.preprocessed_dataset import check_fold, read_dataset_json
-from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.experiment.dataset import check_fold, read_dataset_json
+from nnunetv2.experiment.errors import ExperimentError
 
 SPLITS = json.dumps([{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}], indent=4)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nnunetv2.training.experiment.picture_file import save_picture
+from nnunetv2.experiment.picture import save_picture
 
 TERMS = ("loss_mask", "loss_dice", "loss_cross_entropy")
 PHASES = ("train", "val")

@@ -10,6 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunetv2.experiment.decoder_options import FACTORY, RESOLVER
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.memory import Machine, check_memory
+from nnunetv2.experiment.plans import (
+    CONFIG_PATH_KEY,
+    EXPERIMENT_KEY,
+    check_configuration,
+    planar_configurations,
+    resolve,
+)
+from nnunetv2.experiment.schema import as_stored
 from nnunetv2.model.backbone import (
     create_backbone,
     find_pretrained_weights,
@@ -19,17 +30,6 @@ from nnunetv2.model.backbone import (
     weights_follow,
 )
 from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
-from nnunetv2.training.experiment.decoder_options import FACTORY, RESOLVER
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.memory import Machine, check_memory
-from nnunetv2.training.experiment.plans_file import (
-    CONFIG_PATH_KEY,
-    EXPERIMENT_KEY,
-    check_configuration,
-    planar_configurations,
-    resolve,
-)
-from nnunetv2.training.experiment.schema import as_stored
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # nnU-Net's normalisations whose result lies in [0, 1]

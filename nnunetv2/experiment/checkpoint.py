@@ -1,8 +1,10 @@
-"""The checkpoint of a former training that `-pretrained_weights` starts from, or `--c` goes on with."""
+"""The checkpoints of a fold: read safely, checked against a network, and each written in one piece."""
 
 import contextlib
+import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,13 @@ from torch import Tensor, nn
 from dinov3.weights.fitting import misfits
 from dinov3.weights.layouts import is_state
 from dinov3.weights.reading import read_checkpoint
+from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.segformer_head import SegFormerHead, rename_former_projections
-from nnunetv2.training.experiment.errors import ExperimentError
 
 OPTION = "-pretrained_weights"
 
 
-def read_former_training(path: str | Path, source: str) -> dict[str, Any]:
+def read_fold_checkpoint(path: str | Path, source: str) -> dict[str, Any]:
     """Read a checkpoint of nnU-Net without executing anything that it contains.
 
     Args:
@@ -40,7 +42,7 @@ def read_former_training(path: str | Path, source: str) -> dict[str, Any]:
     return checkpoint
 
 
-def check_former_training(path: str | Path, network: nn.Module) -> dict[str, Tensor]:
+def check_pretrained_checkpoint(path: str | Path, network: nn.Module) -> dict[str, Tensor]:
     """Check that a network can start from a former training: the same tensors, each of the same shape.
 
     Args:
@@ -53,7 +55,7 @@ def check_former_training(path: str | Path, network: nn.Module) -> dict[str, Ten
     Raises:
         ExperimentError: the checkpoint cannot be read, or names the tensors that do not fit.
     """
-    checkpoint = read_former_training(path, OPTION)
+    checkpoint = read_fold_checkpoint(path, OPTION)
     weights = dict(checkpoint["network_weights"])
     for name, module in network.named_modules():
         if isinstance(module, SegFormerHead):
@@ -68,7 +70,7 @@ def check_former_training(path: str | Path, network: nn.Module) -> dict[str, Ten
 
 
 @contextlib.contextmanager
-def handed_on(path: str | Path, weights: dict[str, Tensor]) -> Iterator[str]:
+def temporary_checkpoint(path: str | Path, weights: dict[str, Tensor]) -> Iterator[str]:
     """Write weights that were checked to a temporary checkpoint, for nnU-Net to read.
 
     nnU-Net reads a checkpoint as it is: with what it may hold beside the weights, and onto the GPU it was saved from.
@@ -81,3 +83,43 @@ def handed_on(path: str | Path, weights: dict[str, Tensor]) -> Iterator[str]:
         copy = Path(folder) / Path(path).name
         torch.save({"network_weights": weights}, copy)
         yield str(copy)
+
+
+def write_checkpoint(path: Path, write: Callable[[str], None]) -> None:
+    """Write a checkpoint to a temporary name and move it into place: a kill never leaves half a file.
+
+    Args:
+        path: of the checkpoint.
+        write: writes it to the path that it is given.
+
+    Raises:
+        ExperimentError: it cannot be written, such as on a full disk; the one that was there is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        write(str(temporary))
+        os.replace(temporary, path)
+        if path.name == "checkpoint_best.pth":
+            _resume_from(path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
+        free = shutil.disk_usage(path.parent).free / 2**20
+        reason = f"{str(error).splitlines()[0]} ({free:.0f} MiB are free on the disk)"
+        raise ExperimentError(f"cannot write {path}, what was there is as it was: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _resume_from(path: Path) -> None:
+    # nnU-Net resumes from checkpoint_latest even where checkpoint_best is newer. A second name costs no space.
+    latest = path.with_name("checkpoint_latest.pth")
+    link = Path(f"{latest}.tmp")
+    link.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a file system without hard links: latest stays older than best
+        os.link(path, link)
+        os.replace(link, latest)
+
+
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Remove the temporary files that a kill left behind."""
+    for left_by_a_kill in folder.glob("checkpoint_*.pth.tmp"):
+        left_by_a_kill.unlink()

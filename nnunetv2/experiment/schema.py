@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import nnunetv2
+from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.backbone_families import did_you_mean
-from nnunetv2.training.experiment.errors import ExperimentError
 
 PACKAGE = Path(nnunetv2.__path__[0])
 CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE / "training" / "nnUNetTrainer" / "configs")

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.plans import EXPERIMENT_KEY
 from nnunetv2.model.segmentation_model import count_parameters
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.plans_file import EXPERIMENT_KEY
 
 GIB = 2**30
 FLOAT32_BYTES = 4

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.plans import check_configuration, read_json, read_plans, resolve
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-from nnunetv2.training.experiment.errors import ExperimentError
-from nnunetv2.training.experiment.plans_file import check_configuration, read_json, read_plans, resolve
 
 NEEDED_KEYS = ("data_identifier", "patch_size", "batch_size", "normalization_schemes")
 DEFAULT_FOLDS = 5  # nnU-Net's cross-validation, where there is no splits_final.json yet

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.training.experiment.errors import ExperimentError
+from nnunetv2.experiment.errors import ExperimentError
 
 EXPERIMENT_KEY = "vit"  # the resolved experiment configuration, within a configuration of the plans
 CONFIG_PATH_KEY = "vit_config_path"  # where it was read from, beside the configurations; for people, nothing reads it
