@@ -173,10 +173,10 @@ class Training:
                 self.finish()
         epochs = [int(epoch) for epoch in EPOCH.findall(self.printed())]
         first, last = (epochs[0], epochs[-1]) if epochs else (None, None)
-        cut = self.written_files("checkpoint_*.pth.tmp")
+        cut = [path.name.partition(".pth")[0] + ".pth" for path in self.written_files("checkpoint_*.pth.*.tmp")]
         corrupt = [name for name, stored in self.checkpoints().items() if stored is None]
         name = phase.name if is_killed else ""
-        return Start(name, before, first, last, cut[0].stem if cut else "", self.newest(), corrupt)
+        return Start(name, before, first, last, cut[0] if cut else "", self.newest(), corrupt)
 
     def _reach_moment(self, phase: Phase, share: float) -> bool:
         if not self.reach(lambda: self.has_printed(phase.output)):
@@ -212,8 +212,8 @@ def measure_phases(straight: Training) -> dict[str, Phase]:
     phases = (
         Phase("start-up", anything, start),
         Phase("epochs", EPOCH, 2 * SAVE_EVERY * epoch),
-        Phase("checkpoint", EPOCH, 2 * SAVE_EVERY * epoch, "checkpoint_*.pth.tmp", size),
-        Phase("last checkpoint", anything, 0.0, "checkpoint_final.pth.tmp", size),
+        Phase("checkpoint", EPOCH, 2 * SAVE_EVERY * epoch, "checkpoint_*.pth.*.tmp", size),
+        Phase("last checkpoint", anything, 0.0, "checkpoint_final.pth.*.tmp", size),
         Phase("validation", DONE, validation / 2),
     )
     return {phase.name: phase for phase in phases}

@@ -65,7 +65,7 @@ def train(output: Path, subject: Subject) -> list[float]:
     from nnunetv2.experiment.dataset import preprocessed_folder, read_base_plans, read_dataset_json
     from nnunetv2.experiment.derive import derive_plans
     from nnunetv2.experiment.schema import find_config, load_config, read_values
-    from nnunetv2.run.train_experiment import schema_of
+    from nnunetv2.training.vit.schemas import schema_of
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     folder, trainer_name = preprocessed_folder(DATASET), read_values(find_config(subject.config))["trainer"]

@@ -12,12 +12,12 @@ from nnunetv2.experiment.decoder_options import FACTORY
 from nnunetv2.experiment.derive import architecture_keywords
 from nnunetv2.experiment.schema import find_config, load_config, read_values
 from nnunetv2.model.backbone import weights_follow
-from nnunetv2.run.train_experiment import schema_of
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.training.vit.schemas import schema_of
 
 
 class Form(NamedTuple):

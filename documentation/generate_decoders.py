@@ -19,7 +19,7 @@ from torch import nn
 from nnunetv2.experiment.decoder_options import FACTORY
 from nnunetv2.experiment.derive import architecture_keywords, build_on_meta
 from nnunetv2.experiment.schema import build, find_config, packaged_configs, read_values
-from nnunetv2.run.train_experiment import schema_of
+from nnunetv2.training.vit.schemas import schema_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "documentation" / "decoders"

@@ -15,6 +15,7 @@ from dinov3.weights.fitting import misfits
 from dinov3.weights.layouts import is_state
 from dinov3.weights.reading import read_checkpoint
 from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.files import replace_when_complete
 from nnunetv2.model.segformer_head import SegFormerHead, rename_former_projections
 
 OPTION = "-pretrained_weights"
@@ -95,31 +96,25 @@ def write_checkpoint(path: Path, write: Callable[[str], None]) -> None:
     Raises:
         ExperimentError: it cannot be written, such as on a full disk; the one that was there is as it was.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        write(str(temporary))
-        os.replace(temporary, path)
+        with replace_when_complete(path) as temporary:
+            write(str(temporary))
         if path.name == "checkpoint_best.pth":
             _resume_from(path)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
         free = shutil.disk_usage(path.parent).free / 2**20
         reason = f"{str(error).splitlines()[0]} ({free:.0f} MiB are free on the disk)"
         raise ExperimentError(f"cannot write {path}, what was there is as it was: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _resume_from(path: Path) -> None:
     # nnU-Net resumes from checkpoint_latest even where checkpoint_best is newer. A second name costs no space.
     latest = path.with_name("checkpoint_latest.pth")
-    link = Path(f"{latest}.tmp")
-    link.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a file system without hard links: latest stays older than best
+    with contextlib.suppress(OSError), replace_when_complete(latest) as link:  # some file systems have no hard links
         os.link(path, link)
-        os.replace(link, latest)
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
     """Remove the temporary files that a kill left behind."""
-    for left_by_a_kill in folder.glob("checkpoint_*.pth.tmp"):
+    for left_by_a_kill in folder.glob("checkpoint_*.pth.*tmp"):
         left_by_a_kill.unlink()

@@ -1,14 +1,13 @@
 """The plans file of an experiment: its name, reading, comparing and writing it in one piece."""
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.files import replace_when_complete
 
 EXPERIMENT_KEY = "vit"  # the resolved experiment configuration, within a configuration of the plans
 CONFIG_PATH_KEY = "vit_config_path"  # where it was read from, beside the configurations; for people, nothing reads it
@@ -163,16 +162,9 @@ def write_new_plans(folder: Path, plans: dict[str, Any]) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file to a temporary name and move it into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=4)
-        os.chmod(temporary, 0o644)  # mkstemp's files are private, plans are shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a JSON file in one piece."""
+    with replace_when_complete(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
 
 
 def differences_between(old: Any, new: Any, name: str = "") -> Iterator[str]:

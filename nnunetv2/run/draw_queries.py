@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.run.arguments import DEVICES
-from nnunetv2.run.process_counts import check_process_counts
+from nnunetv2.run.cpu_cores import check_process_counts
+from nnunetv2.run.devices import DEVICES
 
 COMMAND = "nnUNetv2_m2f_draw"
 
@@ -62,17 +62,23 @@ def draw(args: argparse.Namespace) -> None:
         raise ExperimentError(f"-o: {args.o} is no file in a folder that exists")
     check_model_folder(args.m, args.f, args.chk)
     # torch is loaded here: what is wrong above, and `--help`, are answered at once
-    from nnunetv2.query_drawing.image_slice import read_slice
-    from nnunetv2.query_drawing.picture import tiles, write_picture
-    from nnunetv2.query_drawing.prediction import confident_queries, foreground, ignored, predict
-    from nnunetv2.query_drawing.trained_model import load_model
+    from nnunetv2.run.image_slice import read_slice
+    from nnunetv2.run.query_figure import (
+        confident_queries,
+        foreground,
+        ignored,
+        load_model,
+        predict,
+        tiles,
+        write_figure,
+    )
 
     predictor = load_model(args.m, args.f, args.chk, args.device)
     sliced = read_slice(predictor, args.i, args.truth, args.slice)
     labels = [*foreground(predictor), *ignored(predictor)]
     queries = confident_queries(predictor, sliced.image, args.queries)
     panels = list(tiles(sliced, labels, predict(predictor, sliced.image), queries))
-    write_picture(panels, labels, sliced.name, args.o)
+    write_figure(panels, labels, sliced.name, args.o)
 
 
 def check_model_folder(folder: Path, fold: str, checkpoint: str) -> None:

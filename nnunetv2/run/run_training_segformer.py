@@ -1,24 +1,6 @@
-"""The command `nnUNetv2_train_segformer`: that of every ViT experiment, with a configuration by default."""
+"""The command `nnUNetv2_train_segformer` as a module."""
 
-from collections.abc import Sequence
-
-from nnunetv2.run.arguments import DefaultConfig, read_arguments, training_parser
-from nnunetv2.run.train_experiment import run_command
-
-COMMAND = "nnUNetv2_train_segformer"
-DEFAULT_TRAINER = "nnUNetTrainerNoDeepSupervision_segformer"
-DEFAULT_CONFIG = DefaultConfig("segformer_default", "--segformer_config")
-
-
-def run_training_entry(arguments: Sequence[str] | None = None) -> None:
-    """Run the command.
-
-    Args:
-        arguments: the command line without the command's name; by default that of the process.
-    """
-    parser = training_parser(COMMAND, "Train SegFormer on a ViT in nnU-Net.", DEFAULT_TRAINER, DEFAULT_CONFIG)
-    run_command(COMMAND, read_arguments(parser, DEFAULT_CONFIG, arguments))
-
+from nnunetv2.run.training_commands import train_segformer as run_training_entry
 
 if __name__ == "__main__":
     run_training_entry()

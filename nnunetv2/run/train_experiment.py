@@ -1,16 +1,13 @@
 """What every training command does: configuration → derived plans → nnU-Net's own `run_training`.
 
-Torch is loaded inside the functions: `--help` and a wrong configuration are answered at once.
+Torch is loaded inside the functions: a wrong configuration is told at once.
 """
 
-import argparse
 import contextlib
-import errno
-import os
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2.experiment.dataset import (
     check_fold,
@@ -23,7 +20,6 @@ from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import (
     EXPERIMENT_KEY,
     check_configuration,
-    check_name,
     check_results,
     differences_between,
     listed,
@@ -31,168 +27,112 @@ from nnunetv2.experiment.plans import (
     resolve,
     write_new_plans,
 )
-from nnunetv2.experiment.schema import (
-    as_stored,
-    build,
-    config_source,
-    find_config,
-    find_file,
-    packaged_configs,
-    read_values,
-    refuse,
-)
+from nnunetv2.experiment.schema import as_stored, build, config_source, find_config, find_file, read_values, refuse
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.run.arguments import DEVICES
-from nnunetv2.run.cpu_cores import share_cores
-from nnunetv2.run.process_counts import check_process_counts
-from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
-from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
-from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.run.arguments import TrainingArguments
+from nnunetv2.run.cpu_cores import check_process_counts
+from nnunetv2.run.devices import find_device
+from nnunetv2.training.vit.schemas import schema_of
 
 if TYPE_CHECKING:
     import torch
 
-# What nnU-Net's own reading and writing ends in on a full, a read-only or a foreign disk
-DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.ENAMETOOLONG),
-)
-SCHEMAS = (ViTnnUNetConfig, SegFormernnUNetConfig, M2FnnUNetConfig)
-# As nnU-Net sets them when it is run as a script. They must be set before NumPy and torch are loaded.
-SINGLE_THREAD_VARIABLES = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 
+@dataclass(frozen=True)
+class Training:
+    """A training of which everything is checked and nothing is written.
 
-def run_command(command: str, args: argparse.Namespace) -> None:
-    """Train; end with one sentence and exit code 2 on what the user can put right.
-
-    Args:
-        command: name of the command, for the message.
-        args: arguments as `arguments.training_parser` reads them.
+    Attributes:
+        dataset: full name of the data set.
+        folder: of its plans and preprocessed cases.
+        dataset_json: its `dataset.json`.
+        configuration: the configuration of the plans that is trained.
+        fold: number of the fold, or `all`.
+        plans: those of the experiment.
+        trainer: name of the trainer class.
+        device: where to train.
     """
-    threads = share_cores() if args.device == "cpu" else 1
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    for variable in SINGLE_THREAD_VARIABLES:
-        os.environ[variable] = "1"
-    try:
-        train(args, threads)
-    except ExperimentError as error:
-        _refuse(command, str(error))
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        file = error.filename or "a file"
-        _refuse(command, f"cannot read or write {file}: {error.strerror}; checkpoints are as they were")
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        reason = str(error).partition("\n")[0]
-        _refuse(command, f"out of memory: {reason}; lower train.batch_size or train.patch_size, or shrink the decoder")
+
+    dataset: str
+    folder: Path
+    dataset_json: dict[str, Any]
+    configuration: str
+    fold: int | str
+    plans: dict[str, Any]
+    trainer: str
+    device: "torch.device"
+
+    @property
+    def results(self) -> Path:
+        """The results folder of the experiment."""
+        name = f"{self.trainer}__{self.plans['plans_name']}__{self.configuration}"
+        return Path(str(nnUNet_results)) / self.dataset / name
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch.OutOfMemoryError of a GPU; on the CPU PyTorch has no class for it
-    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_named or "can't allocate memory" in str(error)
-
-
-def _refuse(command: str, message: str) -> NoReturn:
-    print(f"{command}: error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def train(args: argparse.Namespace, threads: int) -> None:
+def train(args: TrainingArguments, threads: int) -> None:
     """Check everything, write the derived plans where they are not there yet, and hand over to nnU-Net.
 
     Args:
-        args: arguments as `arguments.training_parser` reads them.
+        args: the command line.
+        threads: number of PyTorch's threads.
+
+    Raises:
+        ExperimentError: something is wrong that the user can put right.
+    """
+    training = prepare(args, threads)
+    with initial_checkpoint(args, training) as pretrained_weights:
+        write_new_plans(training.folder, training.plans)
+
+        from nnunetv2.run.run_training import run_training
+
+        run_training(
+            training.dataset, training.configuration, training.fold, training.trainer, training.plans["plans_name"],
+            pretrained_weights, args.num_gpus, args.npz, args.c, args.val, args.disable_checkpointing, args.val_best,
+            training.device,
+        )  # fmt: skip
+
+
+def prepare(args: TrainingArguments, threads: int) -> Training:
+    """Check everything that a training needs, and derive its plans, or read those of one that is resumed.
+
+    Args:
+        args: the command line.
         threads: number of PyTorch's threads.
 
     Raises:
         ExperimentError: something is wrong that the user can put right.
     """
     check_process_counts()
-    check_flags(args)
+    args.check()
     config = read_experiment(args)
     dataset = find_dataset(args.dataset_name_or_id)
     folder = preprocessed_folder(dataset)
     dataset_json = read_dataset_json(folder)
     fold = check_fold(folder, args.fold)
-    is_new = not (args.c or args.val)
-    plans = base_plans(args, folder) if is_new else stored_plans(args, config, folder)
+    plans = base_plans(args, folder) if args.starts_training else stored_plans(args, config, folder)
     device = prepare_device(args.device, args.num_gpus, threads)
-    if is_new:
+    if args.starts_training:
         plans = derive(args, config, plans, dataset_json, device)
     trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
-    results = Path(str(nnUNet_results)) / dataset / f"{trainer}__{plans['plans_name']}__{args.configuration}"
-    check_results(results, plans)
-    if not is_new:
-        check_checkpoint(results / f"fold_{fold}", args)
-    with former_training(args, plans, dataset_json) as pretrained_weights:
-        write_new_plans(folder, plans)
-
-        from nnunetv2.run.run_training import run_training
-
-        run_training(
-            dataset, args.configuration, fold, trainer, plans["plans_name"], pretrained_weights, args.num_gpus,
-            args.npz, args.c, args.val, args.disable_checkpointing, args.val_best, device,
-        )  # fmt: skip
+    training = Training(dataset, folder, dataset_json, args.configuration, fold, plans, trainer, device)
+    check_results(training.results, plans)
+    if not args.starts_training:
+        check_checkpoint(training.results / f"fold_{fold}", args)
+    return training
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Check flags against each other.
-
-    Raises:
-        ExperimentError: names the flags that exclude each other, or a value that cannot be.
-    """
-    for first, second in (
-        ("--c", "--val"),
-        ("--val_best", "--disable_checkpointing"),
-        ("--c", "-pretrained_weights"),
-        ("--val", "-pretrained_weights"),
-    ):
-        if getattr(args, first.lstrip("-")) and getattr(args, second.lstrip("-")):
-            raise ExperimentError(f"{first} and {second} exclude each other")
-    if args.pretrained_weights is not None and find_file(args.pretrained_weights) is None:
-        raise ExperimentError(f"-pretrained_weights: no such file: {args.pretrained_weights!r}")
-    if "/" in args.plans_identifier:
-        raise ExperimentError(f"-p takes the name of plans, such as nnUNetPlans, found {args.plans_identifier!r}")
-    if args.device not in DEVICES:
-        raise ExperimentError(f"-device {args.device!r} is unknown; allowed: {', '.join(DEVICES)}")
-    if args.num_gpus < 1:
-        raise ExperimentError(f"-num_gpus must be at least 1, found {args.num_gpus}")
-    if args.num_gpus > 1 and args.device != "cuda":
-        raise ExperimentError(
-            f"-num_gpus {args.num_gpus} does not go with -device {args.device}; more than 1 needs cuda"
-        )
-
-
-def read_experiment(args: argparse.Namespace) -> Any:
+def read_experiment(args: TrainingArguments) -> Any:
     """Read and check the configuration that `--config` names.
 
     Returns:
-        The configuration object; None where `--name` alone continues an experiment.
+        The configuration object; None where `--name` alone resumes an experiment.
 
     Raises:
-        ExperimentError: there is no configuration where one is needed, or it is wrong.
+        ExperimentError: it is wrong.
     """
-    if args.name is not None:
-        check_name(args.name)
     if args.config is None:
-        if args.name is None and (args.c or args.val):
-            raise ExperimentError(f"{'--c' if args.c else '--val'} needs --name NAME (or --config) of the experiment")
-        if args.name is None or not (args.c or args.val):
-            names = ", ".join(packaged_configs())
-            raise ExperimentError(f"a new training needs --config: a path to a YAML file, or one of {names}")
-        if args.overrides:
-            raise ExperimentError(
-                f"override {args.overrides[0]!r} has no effect: the experiment {args.name!r} already exists "
-                "and cannot be changed"
-            )
         return None
-    path = find_config(args.config)
-    if args.name is None:
-        check_name(path.stem)
-    values = read_values(path, args.overrides)
+    values = read_values(find_config(args.config), args.overrides)
     if not isinstance(values.get("trainer", ""), str):
         raise ExperimentError(f"{args.config}: trainer must be str, found {values['trainer']!r}")
     trainer = args.trainer_class_name or values.get("trainer") or args.default_trainer
@@ -200,40 +140,18 @@ def read_experiment(args: argparse.Namespace) -> Any:
     config.trainer = trainer  # the plans name the one that trains, so that `--c` finds it
     if args.pretrained_weights is not None:
         config.model.pretrained = False  # the hub's weights would be overwritten at once
-    if not (args.c or args.val):
+    if args.starts_training:
         refuse(config.model.weight_problems(), args.config)
     return config
 
 
-def schema_of(trainer: str) -> type:
-    """Return the configuration schema of a trainer: of ours by name, of the user's own by importing it.
-
-    Raises:
-        ExperimentError: there is no such trainer, or it is not made for experiments.
-    """
-    known = {name: schema for schema in SCHEMAS for name in schema.TRAINERS}
-    if trainer in known:
-        return known[trainer]
-    schema = None
-    if trainer.isidentifier():
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-        with contextlib.suppress(RuntimeError):
-            schema = getattr(recursive_find_trainer_class_by_name(trainer), "config_class", None)
-    if schema is None:
-        raise ExperimentError(
-            f"trainer {trainer!r} does not support ViT experiments; allowed: {', '.join(known)}, or a subclass"
-        )
-    return schema
-
-
-def stored_plans(args: argparse.Namespace, config: Any, folder: Path) -> dict[str, Any]:
+def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str, Any]:
     """Read the plans of the experiment that `--c` or `--val` goes on with; its pretrained weights are not needed.
 
     Raises:
         ExperimentError: there are none, they are not an experiment's, or not the one that `--config` describes.
     """
-    name = experiment_name(args)
+    name = args.experiment_name
     plans = read_plans(folder, f"{args.plans_identifier}_{name}")
     check_configuration(plans, args.configuration)
     stored = resolve(plans, args.configuration).get(EXPERIMENT_KEY)
@@ -248,12 +166,7 @@ def stored_plans(args: argparse.Namespace, config: Any, folder: Path) -> dict[st
     return plans
 
 
-def experiment_name(args: argparse.Namespace) -> str:
-    """The experiment's name: `--name`, or the file name of the configuration."""
-    return args.name or find_config(args.config).stem
-
-
-def base_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def base_plans(args: TrainingArguments, folder: Path) -> dict[str, Any]:
     """Read the plans that `-p` names, to derive from.
 
     Raises:
@@ -268,7 +181,7 @@ def base_plans(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def derive(
-    args: argparse.Namespace, config: Any, plans: dict[str, Any], dataset_json: dict, device: "torch.device"
+    args: TrainingArguments, config: Any, plans: dict[str, Any], dataset_json: dict, device: "torch.device"
 ) -> dict[str, Any]:
     """Derive the plans of a new training; check that there is memory for it, and that its pretrained weights fit.
 
@@ -279,15 +192,13 @@ def derive(
     from nnunetv2.experiment.memory import describe_machine
 
     source, machine = config_source(args.config), describe_machine(device, args.num_gpus)
-    derived = derive_plans(plans, args.configuration, dataset_json, config, experiment_name(args), source, machine)
+    derived = derive_plans(plans, args.configuration, dataset_json, config, args.experiment_name, source, machine)
     check_pretrained_weights(resolve(derived, args.configuration))
     return derived
 
 
 @contextlib.contextmanager
-def former_training(
-    args: argparse.Namespace, plans: dict[str, Any], dataset_json: dict[str, Any]
-) -> Iterator[str | None]:
+def initial_checkpoint(args: TrainingArguments, training: Training) -> Iterator[str | None]:
     """Check the checkpoint of `-pretrained_weights`, if given, and give the path of a copy that nnU-Net can read.
 
     Raises:
@@ -300,7 +211,8 @@ def former_training(
     from nnunetv2.experiment.derive import build_on_meta, count_classes
 
     path = find_file(args.pretrained_weights)
-    network = build_on_meta(resolve(plans, args.configuration), count_classes(plans, dataset_json))
+    num_classes = count_classes(training.plans, training.dataset_json)
+    network = build_on_meta(resolve(training.plans, training.configuration), num_classes)
     with temporary_checkpoint(path, check_pretrained_checkpoint(path, network)) as copy:
         yield copy
 
@@ -313,22 +225,15 @@ def prepare_device(name: str, num_gpus: int, threads: int) -> "torch.device":
     """
     import torch
 
-    if name == "cuda" and torch.cuda.device_count() < num_gpus:
-        found = torch.cuda.device_count()
-        raise ExperimentError(
-            f"-device cuda with -num_gpus {num_gpus}: PyTorch finds {found} usable GPUs here"
-            + ("; train with -device cpu" if found == 0 else "")
-        )
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ExperimentError("-device mps: PyTorch finds no such device here; train with -device cpu")
+    device = find_device(name, num_gpus)
     torch.set_num_threads(threads)
     if name == "cuda":
         torch.set_num_interop_threads(1)
-    return torch.device(name)
+    return device
 
 
-def check_checkpoint(folder: Path, args: argparse.Namespace) -> None:
-    """Check that there is a training to continue or to validate.
+def check_checkpoint(folder: Path, args: TrainingArguments) -> None:
+    """Check that there is a training to resume or to validate.
 
     Raises:
         ExperimentError: names the checkpoint that is missing or damaged.

@@ -11,7 +11,7 @@ from nnunetv2.experiment.decoder_options import packaged_decoders, read_factory
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.schema import build, find_config, find_path, packaged_configs, read_values
 from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
-from nnunetv2.run.train_experiment import schema_of
+from nnunetv2.training.vit.schemas import schema_of
 
 if TYPE_CHECKING:
     from dinov3.weights.layouts import WeightFile

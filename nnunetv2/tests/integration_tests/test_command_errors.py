@@ -152,7 +152,7 @@ def test_lora_targets_that_match_nothing(refused: Refused, workplace):
         ),
         (
             (ID, "2d", "0", *CONFIG, "-num_gpus", "2"),
-            "-num_gpus 2 does not go with -device cpu; more than 1 needs cuda",
+            "-num_gpus 2 requires -device cuda, found -device cpu",
         ),
         ((ID, "2d", "0", *CONFIG, "-num_gpus", "0"), "-num_gpus must be at least 1, found 0"),
         ((ID, "2d", "0", "--c"), "--c needs --name NAME"),

@@ -11,19 +11,19 @@ import torch
 from PIL import Image
 from test_real_data import M2F, TINY
 
-from nnunetv2.query_drawing.image_slice import Slice, read_slice
-from nnunetv2.query_drawing.picture import tiles
-from nnunetv2.query_drawing.prediction import (
+from nnunetv2.run.draw_queries import run_draw_entry
+from nnunetv2.run.image_slice import Slice, read_slice
+from nnunetv2.run.query_figure import (
     GREY,
     Label,
     Query,
     confident_queries,
     foreground,
+    load_model,
     most_confident,
     predict,
+    tiles,
 )
-from nnunetv2.query_drawing.trained_model import load_model
-from nnunetv2.run.draw_queries import run_draw_entry
 
 COMMAND, TRAINER = "nnUNetv2_m2f_draw", "nnUNetTrainer_m2f"
 Refusal = Callable[..., str]

@@ -252,7 +252,7 @@ def test_what_a_kill_left_of_a_checkpoint_is_removed_at_the_next_start(make_trai
     trainer = make_trainer()
     trainer.initialize()
     save_at(trainer, "checkpoint_latest.pth", epoch=0)
-    left = Path(trainer.output_folder) / "checkpoint_best.pth.tmp"
+    left = Path(trainer.output_folder) / "checkpoint_best.pth.1234.tmp"
     left.write_bytes(b"half a checkpoint")
     trainer.on_train_start()
     assert epochs_stored(trainer) == {"checkpoint_latest.pth": 1}

@@ -20,7 +20,7 @@ from nnunetv2.experiment.memory import (
 )
 from nnunetv2.experiment.schema import build
 from nnunetv2.model.backbone_families import repository_without_timm
-from nnunetv2.run import train_experiment
+from nnunetv2.run import training_commands
 from nnunetv2.run.draw_queries import run_draw_entry
 from nnunetv2.run.run_training_m2f import run_training_entry as train_m2f
 from nnunetv2.run.run_training_segformer import run_training_entry as train_segformer
@@ -255,13 +255,13 @@ def test_memory_that_runs_out_is_told(refusal, monkeypatch, error: Exception):
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(train_experiment, "train", fail)
+    monkeypatch.setattr(training_commands, "train", fail)
     message = refusal("--config", "upernet", *TINY)
     assert "out of memory" in message and "lower train.batch_size or train.patch_size" in message
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(folders: Path, monkeypatch):
-    monkeypatch.setattr(train_experiment, "train", lambda *_: [].index("a bug"))
+    monkeypatch.setattr(training_commands, "train", lambda *_: [].index("a bug"))
     with pytest.raises(ValueError, match="a bug"):
         train_vit(["1", "2d", "0", "-device", "cpu", "--config", "upernet"])
 

@@ -12,8 +12,9 @@ from nnunetv2.experiment.decoder_options import read_factory
 from nnunetv2.experiment.derive import architecture_keywords
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.schema import as_stored, load_config, packaged_configs, refuse, restore
-from nnunetv2.run.arguments import DefaultConfig, training_parser
+from nnunetv2.run.arguments import parse_arguments
 from nnunetv2.run.train_experiment import read_experiment
+from nnunetv2.run.training_commands import TRAIN_M2F, TRAIN_VIT
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
@@ -283,9 +284,8 @@ def test_a_decoder_of_ones_own_is_checked_without_importing_it(tmp_path: Path, m
 
 @pytest.mark.parametrize(("config", "trainer"), [("upernet", "nnUNetTrainer_mymodel"), ("segformer_default", None)])
 def test_the_plans_name_the_trainer_that_trains(config: str, trainer: str | None):
-    parser = training_parser("command", "", "nnUNetTrainer_vit")
     named = ["-tr", trainer] if trainer else []
-    args = parser.parse_intermixed_args(["1", "2d", "0", "--config", config, "model.pretrained=false", *named])
+    args = parse_arguments(TRAIN_VIT, ["1", "2d", "0", "--config", config, "model.pretrained=false", *named])
     assert read_experiment(args).trainer == (trainer or "nnUNetTrainerNoDeepSupervision_segformer")
 
 
@@ -408,11 +408,10 @@ def test_what_is_wrong_in_the_m2f_schema_is_told(override: str, told: str):
 
 
 def test_two_configurations_are_not_one():
-    parser = training_parser("command", "", "nnUNetTrainer_m2f", DefaultConfig("m2f_default", "--m2f_config"))
     with pytest.raises(SystemExit, match="2"):
-        parser.parse_intermixed_args(["900", "2d", "0", "--config", "m2f", "--m2f_config", "m2f_lora"])
+        parse_arguments(TRAIN_M2F, ["900", "2d", "0", "--config", "m2f", "--m2f_config", "m2f_lora"])
     for flag in ("--config", "--m2f_config"):
-        assert parser.parse_intermixed_args(["900", "2d", "0", flag, "m2f"]).config == "m2f"
+        assert parse_arguments(TRAIN_M2F, ["900", "2d", "0", flag, "m2f"]).config == "m2f"
 
 
 def test_a_loss_of_no_terms_is_told():

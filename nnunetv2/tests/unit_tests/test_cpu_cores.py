@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nnunetv2.run import train_experiment
+from nnunetv2.run import training_commands
 from nnunetv2.run.cpu_cores import split_cores, usable_cores
 from nnunetv2.run.run_training_vit import run_training_entry
 
@@ -32,7 +32,7 @@ def train_with(monkeypatch: pytest.MonkeyPatch):
 
     def run(device: str, **own: str) -> tuple[int, dict[str, str | None]]:
         given = []
-        monkeypatch.setattr(train_experiment, "train", lambda args, threads: given.append(threads))
+        monkeypatch.setattr(training_commands, "train", lambda args, threads: given.append(threads))
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         for name, value in own.items():

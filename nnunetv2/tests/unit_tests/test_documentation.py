@@ -13,11 +13,12 @@ from nnunetv2.model.backbone import create_backbone, load_backbone_weights
 from nnunetv2.model.backbone_families import FAMILIES
 from nnunetv2.model.model_m2f import create_segmentation_model as create_mask2former
 from nnunetv2.model.segmentation_model import count_parameters_per_part
-from nnunetv2.run.arguments import read_arguments, training_parser
-from nnunetv2.run.run_training_m2f import COMMAND, DEFAULT_CONFIG, DEFAULT_TRAINER
-from nnunetv2.run.train_experiment import read_experiment, schema_of
+from nnunetv2.run.arguments import parse_arguments
+from nnunetv2.run.train_experiment import read_experiment
+from nnunetv2.run.training_commands import TRAIN_M2F, TRAIN_VIT
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.training.vit.schemas import schema_of
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "documentation").rglob("*.md"))]
@@ -122,13 +123,9 @@ def test_the_commands_on_mask2former_are_accepted():
     assert {command for command, _ in lines} == {"vit", "m2f"}
     for command, rest in lines:
         words = [word for word in rest.split() if word != "--c"]  # what an experiment is does not hang on it
-        if command == "m2f":
-            parser = training_parser(COMMAND, "", DEFAULT_TRAINER, DEFAULT_CONFIG)
-            args = read_arguments(parser, DEFAULT_CONFIG, words)
-        else:
-            args = training_parser(COMMAND, "", "nnUNetTrainer_vit").parse_intermixed_args(words)
-        args.overrides.append("model.pretrained=false")
-        assert read_experiment(args).trainer == ("nnUNetTrainer_vit" if args.config == "upernet" else DEFAULT_TRAINER)
+        args = parse_arguments(TRAIN_M2F if command == "m2f" else TRAIN_VIT, [*words, "model.pretrained=false"])
+        trainer = "nnUNetTrainer_vit" if args.config == "upernet" else "nnUNetTrainer_m2f"
+        assert read_experiment(args).trainer == trainer
 
 
 # --- pretrained weights ---------------------------------------------------------------------------------------------

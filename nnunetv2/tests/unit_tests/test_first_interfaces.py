@@ -21,9 +21,9 @@ from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import check_results, write_new_plans
 from nnunetv2.experiment.schema import build, config_source, find_config, load_config, packaged_configs
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.run import run_training_nodeepsupervision_mymodel as mymodel
-from nnunetv2.run.arguments import training_parser
+from nnunetv2.run.arguments import TrainingArguments, parse_arguments
 from nnunetv2.run.train_experiment import derive, read_experiment, stored_plans
+from nnunetv2.run.training_commands import TRAIN_MYMODEL, TRAIN_VIT
 from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_m2f import nnUNetTrainer_m2f
@@ -150,28 +150,19 @@ def test_the_folder_of_configurations_does_not_disturb_the_search_for_trainers()
 # --- the UperNet baseline under its first names ---------------------------------------------------------------------
 
 
-@pytest.fixture
-def read_command(monkeypatch) -> Callable:
-    """Give the arguments that the command would train with."""
-
-    def read(*arguments: str) -> object:
-        seen = []
-        monkeypatch.setattr(mymodel, "run_command", lambda _command, args: seen.append(args))
-        mymodel.run_training_entry(["101", "2d", "0", *arguments])
-        return seen[0]
-
-    return read
+def read_command(*arguments: str) -> TrainingArguments:
+    return parse_arguments(TRAIN_MYMODEL, ["101", "2d", "0", *arguments])
 
 
 @pytest.mark.parametrize("given", [[], ["--c"], ["--config", "upernet_lora"]], ids=str)
-def test_the_command_of_the_baseline_trains_upernet_with_its_own_trainer(read_command, given: list[str]):
+def test_the_command_of_the_baseline_trains_upernet_with_its_own_trainer(given: list[str]):
     config = read_experiment(read_command(*given, "model.pretrained=false"))
     assert config.trainer == "nnUNetTrainerNoDeepSupervision_mymodel"
     assert config.model.model_path == "nnunetv2.model.model_upernet"
     assert config.mode == ("lora" if "upernet_lora" in given else "frozen")
 
 
-def test_the_command_of_the_baseline_takes_another_trainer_or_that_of_the_plans(read_command, tmp_path: Path):
+def test_the_command_of_the_baseline_takes_another_trainer_or_that_of_the_plans(tmp_path: Path):
     args = read_command("-tr", "nnUNetTrainer_mymodel", "model.pretrained=false")
     assert read_experiment(args).trainer == "nnUNetTrainer_mymodel"
     path = write_config(tmp_path, trainer="nnUNetTrainer_vit")
@@ -280,8 +271,8 @@ def test_plans_without_the_switch_are_those_with_all_losses(make_trainer, tmp_pa
 # --- the path of the configuration ----------------------------------------------------------------------------------
 
 
-def read_arguments(*arguments: str) -> object:
-    return training_parser("command", "", "nnUNetTrainer_vit").parse_intermixed_args(["1", "2d", "0", *arguments])
+def read_arguments(*arguments: str) -> TrainingArguments:
+    return parse_arguments(TRAIN_VIT, ["1", "2d", "0", *arguments])
 
 
 def write_config(folder: Path, **changes: object) -> Path:

@@ -73,7 +73,7 @@ def test_no_print_in_library_code_but_in_commands_and_one_exception():
         for node in ast.walk(function)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    commands = {("train_experiment.py", "_refuse"), ("vit_info.py", "run_info_entry")}
+    commands = {("training_commands.py", "_refuse"), ("vit_info.py", "run_info_entry")}
     assert calls == {("segmentation_model.py", "print_trainable_parameters"), *commands}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nnunetv2.experiment.picture import save_picture
+from nnunetv2.experiment.files import replace_when_complete
 
 TERMS = ("loss_mask", "loss_dice", "loss_cross_entropy")
 PHASES = ("train", "val")
@@ -23,7 +23,8 @@ def draw_terms(curves: dict[str, list[float]], path: Path) -> None:
         curves: a value per epoch under each of `curve_names`.
         path: of the picture.
     """
-    save_picture(terms_figure(curves), path, dpi=80)
+    with replace_when_complete(path) as temporary:
+        terms_figure(curves).savefig(temporary, format="png", dpi=80)
 
 
 def terms_figure(curves: dict[str, list[float]]) -> Figure:
