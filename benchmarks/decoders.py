@@ -22,49 +22,31 @@ With --parts also where the time goes within each decoder: forward by module, an
 import argparse
 import multiprocessing
 import os
-import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
-from packaged_decoders import FORMS, MASK2FORMER_FORMS, build_network, create_loss, read_form
-from torch import Tensor, nn
+from decoder_parts import examine
+from decoder_workload import EVERY_FORM, Task, Workload
+from packaged_decoders import FORMS, read_form
 from tqdm import tqdm
 
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.backbone_families import check_backbone
-from nnunetv2.model.segmentation_model import autocast_for, count_parameters
-from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
+from nnunetv2.model.segmentation_model import count_parameters
 
-NUM_CLASSES = 3
 BASELINE = "linear"
-EVERY_FORM = FORMS | MASK2FORMER_FORMS
-LEAST_SHARE = 0.05  # of a decoder's time, below which a part of it is not shown
-SHOWN_OPERATORS = 5
 # Loaded once; the process of each measurement is a copy of the one that has loaded them.
 PRELOADED = [
     "nnunetv2.experiment.derive",
     *(f"nnunetv2.model.model_{name}" for name in ("segformer", "dpt", "m2f")),
 ]
-
-
-class Task(NamedTuple):
-    """What to measure: a form on a device, with images of (batch, 3, side, side)."""
-
-    form: str
-    device: str
-    overrides: tuple[str, ...]
-    side: int
-    batch: int
-    repetitions: int
 
 
 @dataclass
@@ -113,68 +95,6 @@ COLUMNS = (
 )
 
 
-# --- in the process of a measurement --------------------------------------------------------------------------------
-
-
-class Workload:
-    """A network with images and labels, and what is timed on it.
-
-    Attributes:
-        network: the network, on the task's device.
-        device: the device.
-    """
-
-    def __init__(self, task: Task) -> None:
-        torch.manual_seed(0)
-        self.device = torch.device(task.device)
-        config = read_form(EVERY_FORM[task.form], task.overrides)
-        train = config.train
-        self.network = build_network(config, NUM_CLASSES, batch_size=task.batch).to(self.device)
-        self.images = torch.rand(task.batch, 3, task.side, task.side, device=self.device)
-        self.labels = torch.randint(NUM_CLASSES, (task.batch, 1, task.side, task.side), device=self.device)
-        self.loss = create_loss(config, NUM_CLASSES)
-        groups = parameter_groups(self.network, train.initial_lr, train.weight_decay, train.layer_decay)
-        self.optimizer = create_optimizer(train.optimizer, groups, train.momentum, train.betas)
-        self.precision = train.precision
-        scaled = self.device.type == "cuda" and train.precision == "float16"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-
-    @torch.no_grad()
-    def forward(self) -> None:
-        """A forward pass as in prediction."""
-        self.network.eval()(self.images)
-
-    def step(self) -> None:
-        """A step of training."""
-        self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast_for(self.device, self.precision):
-            loss = self.loss(self.network(self.images), self.labels)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def seconds(self, work: Callable[[], None]) -> float:
-        """Wall time of some work on the device."""
-        self.synchronize()
-        start = perf_counter()
-        work()
-        self.synchronize()
-        return perf_counter() - start
-
-    def peak_memory(self) -> int:
-        """Bytes at the peak since the start of this process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
-
-
 def measure(task: Task) -> Measurement:
     """Measure a decoder, each of forward pass and training step after one to warm up."""
     workload = Workload(task)
@@ -185,110 +105,6 @@ def measure(task: Task) -> Measurement:
     result.memory.append(workload.peak_memory())
     result.parameters.append(count_parameters(workload.network)[1])
     return result
-
-
-class Stopwatch:
-    """Time that is spent in each module of a decoder during forward passes, measured by hooks.
-
-    Attributes:
-        spent: seconds per module and call, by name, in the order of the calls; the network as a whole, which does
-            nothing but decode kept features, is `""`.
-    """
-
-    def __init__(self, workload: Workload) -> None:
-        self.synchronize = workload.synchronize
-        self.spent: dict[str, list[float]] = {}
-        self.started: dict[str, float] = {}
-        for name, module in workload.network.named_modules():
-            if name.partition(".")[0] != "backbone":
-                module.register_forward_pre_hook(partial(self.start, name))
-                module.register_forward_hook(partial(self.stop, name))
-
-    def start(self, name: str, *_: Any) -> None:
-        """Note the start of a module."""
-        self.synchronize()
-        self.spent.setdefault(name, [])
-        self.started[name] = perf_counter()
-
-    def stop(self, name: str, *_: Any) -> None:
-        """Note its end."""
-        self.synchronize()
-        self.spent[name].append(perf_counter() - self.started[name])
-
-
-def keep_features(network: nn.Module) -> None:
-    """Let the network give its decoder the features of the first images from then on, so that only that works."""
-    encode, kept = network.encode, []
-
-    def first_features(x: Tensor) -> list[Tensor]:
-        if not kept:
-            kept.extend(encode(x))
-        return kept
-
-    network.encode = first_features
-
-
-def called_parent(name: str, called: dict[str, Any]) -> str:
-    """The next module above one that was called itself (a list of modules is not)."""
-    while (name := name.rpartition(".")[0]) and name not in called:
-        pass
-    return name
-
-
-def describe_modules(network: nn.Module, spent: dict[str, float]) -> Iterator[str]:
-    """Yield a line per part of a decoder with a share worth telling, indented by depth, and name the slowest layer."""
-    own = dict(spent)
-    for name in filter(None, spent):
-        own[called_parent(name, spent)] -= spent[name]
-    modules, total = dict(network.named_modules()), spent[""]
-    depths = {"": 0}
-    for name in filter(None, spent):
-        depths[name] = depths[called_parent(name, spent)] + 1
-    slowest = max(own, key=own.get)
-    for name, seconds in spent.items():
-        if seconds < LEAST_SHARE * total:
-            continue
-        kind = type(modules[name]).__name__ if name else "decoder, forward"
-        title = f"{'  ' * depths[name]}{name} {kind}".rstrip()
-        outside = own[name] / total
-        has_parts = seconds - own[name] > 0
-        note = f"  of which {outside:.0%} between its parts" if has_parts and outside >= LEAST_SHARE else ""
-        mark = "  <- slowest" if name == slowest else ""
-        yield f"  {title:<64}{seconds * 1e3:9.1f} ms {seconds / total:5.0%}{note}{mark}"
-
-
-def describe_operators(workload: Workload) -> Iterator[str]:
-    """Yield the operators that take longest in the decoder's share of a training step."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    on_gpu = workload.device.type == "cuda"
-    if on_gpu:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
-        workload.step()
-        workload.synchronize()
-    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events = profile.key_averages(group_by_input_shape=True)
-    total = sum(getattr(event, attribute) for event in events)
-    for event in sorted(events, key=lambda event: -getattr(event, attribute))[:SHOWN_OPERATORS]:
-        time = getattr(event, attribute)
-        shapes = " ".join("×".join(map(str, shape)) for shape in event.input_shapes[:3] if shape)
-        yield f"  {event.key.removeprefix('aten::') + ' ' + shapes:<64.64}{time / 1e3:9.1f} ms {time / total:5.0%}"
-
-
-def examine(task: Task) -> list[str]:
-    """Describe where a decoder spends its time, on features that were computed before."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # no lines about a GPU that is not there
-    workload = Workload(task)
-    keep_features(workload.network)
-    workload.forward()
-    workload.step()
-    step = median(workload.seconds(workload.step) for _ in range(task.repetitions))
-    operators = list(describe_operators(workload))
-    stopwatch = Stopwatch(workload)
-    for _ in range(task.repetitions):
-        workload.forward()
-    modules = describe_modules(workload.network, {name: median(times) for name, times in stopwatch.spent.items()})
-    return [*modules, f"  {'decoder, training step, by operator':<64}{step * 1e3:9.1f} ms", *operators]
 
 
 # --- in the process of the command ----------------------------------------------------------------------------------
