@@ -253,10 +253,11 @@ def test_results_belong_to_one_experiment(tmp_path: Path):
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch):
-    def full(*_args: object, **_kwargs: object) -> None:
+    def full(path: Path, *_args: object, **_kwargs: object) -> None:
+        path.write_bytes(b"half of the plans")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("json.dump", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ExperimentError, match="cannot write the plans .*No space left"):
         write_new_plans(tmp_path, derive())
     assert list(tmp_path.iterdir()) == []
