@@ -40,6 +40,24 @@ Unknown keys, wrong types and impossible values are refused before anything is l
 
 Write small numbers out (`0.0001`): some YAML readers take `1e-4` for text.
 
+## A configuration that changes another one
+
+With the key `base` a file holds only what differs from another configuration:
+
+```yaml
+base: dpt
+model:
+  backbone: dinov2
+train:
+  patch_size: [512, 512]
+```
+
+`base` names a packaged configuration or a YAML file, by a path that is absolute or relative to the file with the key;
+that one may have a base too. Mappings are merged key by key; lists and single values replace those of the base, and
+overrides on the command line come last. The options of the base's decoder are merged as well, so a file has the decoder
+of its base. `nnUNetv2_vit_info --config my_experiment.yaml` prints the merged result, which is a configuration file
+itself. The plans of an experiment hold it too: later changes of a base make no difference to them.
+
 """
 FLAT = """## The flat schema of `nnUNetv2_train_segformer`
 

@@ -18,6 +18,7 @@ from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.backbone_families import did_you_mean
 
 PACKAGE = Path(nnunetv2.__path__[0])
+BASE_KEY = "base"  # of a YAML file: the configuration that it changes
 CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE / "training" / "nnUNetTrainer" / "configs")
 Schema = TypeVar("Schema")
 
@@ -79,29 +80,38 @@ def _packaged() -> dict[str, Path]:
     return {path.stem: path for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")}
 
 
-def find_file(name: str) -> Path | None:
-    """Return the path of a file, `~` expanded; None if there is no such file, or it cannot be one's name."""
-    path = find_path(name)
+def find_file(name: str, folder: Path = Path()) -> Path | None:
+    """Return the path of a file, `~` expanded; None if there is no such file, or it cannot be one's name.
+
+    Args:
+        name: the path, absolute or relative to `folder`.
+        folder: by default the working directory.
+    """
+    path = find_path(name, folder)
     return path if path is not None and path.is_file() else None
 
 
-def find_path(name: str) -> Path | None:
-    """Return the path of a file or folder, `~` expanded; None if there is none, or it cannot be one's name."""
+def find_path(name: str, folder: Path = Path()) -> Path | None:
+    """Return the path of a file or folder, as `find_file` does of a file."""
     try:
-        path = Path(name).expanduser()
+        path = folder / Path(name).expanduser()
         return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long, an unknown user, a zero byte
         return None
 
 
-def find_config(name_or_path: str) -> Path:
+def find_config(name_or_path: str, folder: Path = Path()) -> Path:
     """Return the path of a packaged configuration, or of a YAML file of the user's own.
+
+    Args:
+        name_or_path: name of a packaged configuration, or a path, absolute or relative to `folder`.
+        folder: by default the working directory.
 
     Raises:
         ExperimentError: there is neither.
     """
     packaged = _packaged()
-    path = packaged.get(name_or_path) or find_file(name_or_path)
+    path = packaged.get(name_or_path) or find_file(name_or_path, folder)
     if path is None:
         names = sorted(packaged)
         raise ExperimentError(
@@ -117,7 +127,7 @@ def config_source(name_or_path: str) -> str:
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a YAML file and apply overrides, without checking them against a schema.
+    """Read a YAML file and the bases that it names, and apply overrides, without checking them against a schema.
 
     Args:
         path: the YAML file.
@@ -127,28 +137,62 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         Nested dictionary of the values given.
 
     Raises:
-        ExperimentError: the file is no YAML mapping, or an override has no `=`.
+        ExperimentError: a file is no YAML mapping, a base does not exist or is based on itself, or an override has no
+            `=`.
     """
     for override in overrides:
         key, _, value = override.partition("=")
         if not key.strip() or value.strip() in ("", "???"):
             raise ExperimentError(f"override {override!r} is not of the form key=value, such as train.num_epochs=50")
     try:
-        config = OmegaConf.load(path)
-        if isinstance(config, DictConfig):
-            OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
+        config = _read_merged(path)
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
         raise ExperimentError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, DictConfig):
-        raise ExperimentError(f"{path} must hold a mapping of keys to values, found {type(config).__name__}")
-    if not config:
-        raise ExperimentError(f"{path} is empty; a configuration has the keys model, lora and train")
     try:
         merged = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ExperimentError(f"the overrides {' '.join(overrides)} do not fit {path.name}: {reason}") from error
+
+
+def _read_merged(path: Path, derived: tuple[Path, ...] = ()) -> DictConfig:
+    """Read a YAML file, merged into the configuration that its key `base` names, if there is one.
+
+    Args:
+        path: the YAML file.
+        derived: files based on this one, the one that was asked for first.
+    """
+    values = _read_yaml(path)
+    base = values.pop(BASE_KEY, None)
+    if base is None:
+        return OmegaConf.create(values)
+    if not isinstance(base, str):
+        raise ExperimentError(
+            f"{path}: {BASE_KEY} must be a packaged configuration or a path to a YAML file, found {base!r}"
+        )
+    try:
+        base_path = find_config(base, path.parent)
+    except ExperimentError as error:
+        raise ExperimentError(f"{path}: {BASE_KEY}: {error}") from error
+    chain = (*derived, path)
+    if any(base_path.samefile(file) for file in chain):
+        raise ExperimentError(f"{path}: {BASE_KEY} must not lead back to a file that is based on it, found {base!r}")
+    return OmegaConf.merge(_read_merged(base_path, chain), values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file; interpolations stay as they are written."""
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise ExperimentError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig):
+        raise ExperimentError(f"{path} must hold a mapping of keys to values, found {type(config).__name__}")
+    if not config:
+        raise ExperimentError(f"{path} is empty; a configuration has the keys model, lora and train")
+    return OmegaConf.to_container(config)
 
 
 def build(schema: type, values: dict[str, Any], source: str) -> Any:

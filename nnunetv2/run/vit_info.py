@@ -1,4 +1,4 @@
-"""The command `nnUNetv2_vit_info`: what there is to choose from, and what a file of weights holds and fits."""
+"""The command `nnUNetv2_vit_info`: what there is to choose from, what a configuration says, what a weight file fits."""
 
 import argparse
 import os
@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omegaconf import OmegaConf
+
 from nnunetv2.experiment.decoder_options import packaged_decoders, read_factory
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.schema import build, find_config, find_path, packaged_configs, read_values
 from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
+from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.schemas import schema_of
 
 if TYPE_CHECKING:
@@ -27,19 +30,27 @@ def run_info_entry(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description="List backbones, decoders and packaged configurations, or tell what a file of weights is.",
+        description="List backbones, decoders and packaged configurations, print a configuration merged with its "
+        "bases, or tell what a file of weights is.",
     )
-    parser.add_argument("weights", nargs="?", help="a file or folder of pretrained weights, or a checkpoint of nnU-Net")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("weights", nargs="?", help="a file or folder of pretrained weights, or a checkpoint of nnU-Net")
+    asked.add_argument("--config", help="name of a packaged configuration, or path to a YAML file: print it as YAML")
     args = parser.parse_args(arguments)
     try:
-        lines = overview() if args.weights is None else describe(_existing(args.weights))
-        for line in lines:
+        for line in _lines(args.config, args.weights):
             print(line)
     except BrokenPipeError:  # `nnUNetv2_vit_info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
         print(f"{COMMAND}: error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _lines(config: str | None, weights: str | None) -> Iterator[str]:
+    if config is not None:
+        return merged(config)
+    return overview() if weights is None else describe(_existing(weights))
 
 
 def _existing(name: str) -> Path:
@@ -61,6 +72,17 @@ def overview() -> Iterator[str]:
     yield from table(("model.model_path", "model.decoder"), decoders)
     configs = [(name, *_config_row(name)) for name in packaged_configs()]
     yield from table(("--config", "trainer", "decoder", "backbone", "mode"), configs)
+
+
+def merged(name_or_path: str) -> Iterator[str]:
+    """Yield a configuration as YAML, merged with its bases.
+
+    Raises:
+        ExperimentError: there is none of this name, or it is wrong.
+    """
+    values = read_values(find_config(name_or_path))
+    build(schema_of(str(values.get("trainer", ViTnnUNetConfig.trainer))), values, name_or_path)
+    yield OmegaConf.to_yaml(values).rstrip("\n")
 
 
 def _config_row(name: str) -> tuple[str, str, str, str]:
