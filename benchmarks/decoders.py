@@ -41,7 +41,8 @@ from tqdm import tqdm
 
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.backbone_families import check_backbone
-from nnunetv2.model.segmentation_model import autocast_for, count_parameters
+from nnunetv2.model.parameter_counts import count_parameters
+from nnunetv2.model.precision import autocast_for
 from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
 
 NUM_CLASSES = 3
