@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.backbone_families import check_backbone
-from nnunetv2.model.segmentation_model import count_parameters
+from nnunetv2.model.parameter_counts import count_parameters
 
 BASELINE = "linear"
 # Loaded once; the process of each measurement is a copy of the one that has loaded them.

@@ -16,7 +16,7 @@ import torch
 from packaged_decoders import FORMS, Form, build_network, read_form
 from tqdm import tqdm
 
-from nnunetv2.model.segmentation_model import count_parameters
+from nnunetv2.model.parameter_counts import count_parameters
 
 NUM_CLASSES = 4
 WIDTHS = {"base": 768, "large": 1024}  # of the backbone

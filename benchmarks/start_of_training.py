@@ -48,16 +48,19 @@ def measure(size: str, path: Path) -> Stages:
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit  # noqa: F401
 
     stages.end("import nnU-Net's trainer, timm, peft")
-    from nnunetv2.model.backbone import fit_file, load_backbone_weights, query_bias_in_file, weights_follow
+    from dinov3.weights.fitting import fit_weights
+    from dinov3.weights.layouts import read_weights
+    from nnunetv2.model.backbone import load_backbone_weights, weights_follow
     from nnunetv2.model.model_upernet import create_segmentation_model
 
-    options = {"backbone_size": size, "query_bias": query_bias_in_file(path)}
-    stages.end("derive: look for a query bias in the file")
+    file = read_weights(path)
+    options = {"backbone_size": size, "query_bias": file.has_query_bias}
+    stages.end("derive: read the file and look for a query bias")
     with torch.device("meta"), weights_follow(), torch.no_grad():
         network = create_segmentation_model(num_classes=3, **options).to("meta")
         network(torch.empty(1, 3, 512, 512))
     stages.end("derive: build and run the network on the meta device")
-    fit_file(network.backbone, path)
+    fit_weights(file, network.backbone)
     stages.end("derive: compare file and network")
     with weights_follow():
         network = create_segmentation_model(num_classes=3, **options)

@@ -4,9 +4,11 @@ Siméoni et al., "DINOv3", 2025, https://arxiv.org/abs/2508.10104. The weights a
 """
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from dinov3.hub.architectures import ARCHITECTURES
 from dinov3.models.vision_transformer import DinoVisionTransformer
 from dinov3.weights.fitting import fit_weights
 from dinov3.weights.hub import download_hub_weights, download_url
@@ -20,39 +22,6 @@ class Weights(Enum):
     SAT493M = "SAT493M"
 
 
-class Architecture(NamedTuple):
-    """What distinguishes the models.
-
-    Attributes:
-        embed_dim: channels.
-        depth: number of blocks.
-        num_heads: attention heads.
-        ffn_ratio: channels inside of the feed-forward networks, as a multiple of `embed_dim`.
-        ffn_layer: kind of these networks.
-        qkv_bias: whether queries and values have a bias.
-        timm_name: name of timm's copy of the weights on the hub; None if there is none.
-        on_satellite: whether there are weights of `Weights.SAT493M`.
-    """
-
-    embed_dim: int
-    depth: int
-    num_heads: int
-    ffn_ratio: float
-    ffn_layer: str
-    qkv_bias: bool
-    timm_name: str | None
-    on_satellite: bool = False
-
-
-ARCHITECTURES = {
-    "dinov3_vits16": Architecture(384, 12, 6, 4, "mlp", True, "vit_small_patch16_dinov3"),
-    "dinov3_vits16plus": Architecture(384, 12, 6, 6, "swiglu", True, "vit_small_plus_patch16_dinov3"),
-    "dinov3_vitb16": Architecture(768, 12, 12, 4, "mlp", True, "vit_base_patch16_dinov3"),
-    "dinov3_vitl16": Architecture(1024, 24, 16, 4, "mlp", True, "vit_large_patch16_dinov3", on_satellite=True),
-    "dinov3_vitl16plus": Architecture(1024, 24, 16, 6, "swiglu", True, None),
-    "dinov3_vith16plus": Architecture(1280, 32, 20, 6, "swiglu", True, "vit_huge_plus_patch16_dinov3"),
-    "dinov3_vit7b16": Architecture(4096, 40, 32, 3, "swiglu64", False, "vit_7b_patch16_dinov3", on_satellite=True),
-}
 SHARED = {
     "patch_size": 16,
     "pos_embed_rope_base": 100,
@@ -117,50 +86,11 @@ def _find_weights(name: str, weights: Weights | str | Path, check_hash: bool) ->
         raise ValueError(f"{error}: pass a file as weights, or pretrained=False for random ones") from error
 
 
-def dinov3_vits16(
-    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
-) -> DinoVisionTransformer:
-    """ViT-S; the arguments are those of `create_model`."""
-    return create_model("dinov3_vits16", pretrained, weights, **overrides)
-
-
-def dinov3_vits16plus(
-    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
-) -> DinoVisionTransformer:
-    """ViT-S+; the arguments are those of `create_model`."""
-    return create_model("dinov3_vits16plus", pretrained, weights, **overrides)
-
-
-def dinov3_vitb16(
-    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
-) -> DinoVisionTransformer:
-    """ViT-B; the arguments are those of `create_model`."""
-    return create_model("dinov3_vitb16", pretrained, weights, **overrides)
-
-
-def dinov3_vitl16(
-    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
-) -> DinoVisionTransformer:
-    """ViT-L; the arguments are those of `create_model`."""
-    return create_model("dinov3_vitl16", pretrained, weights, **overrides)
-
-
-def dinov3_vitl16plus(
-    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
-) -> DinoVisionTransformer:
-    """ViT-L+; the arguments are those of `create_model`. No weights of it are published."""
-    return create_model("dinov3_vitl16plus", pretrained, weights, **overrides)
-
-
-def dinov3_vith16plus(
-    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
-) -> DinoVisionTransformer:
-    """ViT-H+; the arguments are those of `create_model`."""
-    return create_model("dinov3_vith16plus", pretrained, weights, **overrides)
-
-
-def dinov3_vit7b16(
-    *, pretrained: bool = True, weights: Weights | str | Path = Weights.LVD1689M, **overrides: Any
-) -> DinoVisionTransformer:
-    """ViT-7B; the arguments are those of `create_model`."""
-    return create_model("dinov3_vit7b16", pretrained, weights, **overrides)
+# The reference has a function per model: `create_model` without its first argument. ViT-L+ has no published weights.
+dinov3_vits16 = partial(create_model, "dinov3_vits16")
+dinov3_vits16plus = partial(create_model, "dinov3_vits16plus")
+dinov3_vitb16 = partial(create_model, "dinov3_vitb16")
+dinov3_vitl16 = partial(create_model, "dinov3_vitl16")
+dinov3_vitl16plus = partial(create_model, "dinov3_vitl16plus")
+dinov3_vith16plus = partial(create_model, "dinov3_vith16plus")
+dinov3_vit7b16 = partial(create_model, "dinov3_vit7b16")

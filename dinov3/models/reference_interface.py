@@ -1,4 +1,4 @@
-"""The reference's interface on timm's ViTs: attributes, `get_intermediate_layers`, `forward_features`.
+"""The reference's attributes and methods on timm's DINOv3 (class `Eva`): `get_intermediate_layers`, `forward_features`.
 
 Reference: Siméoni et al., "DINOv3", 2025, https://arxiv.org/abs/2508.10104.
 """
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from timm.models import Eva, VisionTransformer
+from timm.models import Eva
 from torch import Tensor, nn
 
-from dinov3.models.timm_dinov3 import is_dinov3, match_reference
+from dinov3.models.features import get_vit_features
 
 
-class ReferenceInterface:
-    """What code written for the reference's ViT expects, for a timm ViT that inherits it."""
+class ReferenceInterface(Eva):
+    """timm's `Eva` as code written for the reference's ViT expects it; the constructor is timm's."""
 
     @property
     def n_blocks(self) -> int:
@@ -35,7 +35,7 @@ class ReferenceInterface:
     @property
     def n_storage_tokens(self) -> int:
         """Number of storage (register) tokens."""
-        return 0 if getattr(self, "reg_token", None) is None else self.reg_token.shape[1]
+        return 0 if self.reg_token is None else self.reg_token.shape[1]
 
     @property
     def storage_tokens(self) -> Tensor:
@@ -44,23 +44,19 @@ class ReferenceInterface:
         Raises:
             AttributeError: there are none.
         """
-        if not self.n_storage_tokens:
+        if self.reg_token is None:
             raise AttributeError("this ViT has no storage tokens")
         return self.reg_token
 
     @property
-    def rope_embed(self) -> nn.Module | None:
+    def rope_embed(self) -> nn.Module:
         """The rotary encoding."""
-        return getattr(self, "rope", None)
+        return self.rope
 
     @property
     def cls_norm(self) -> None:
         """The class token's own norm: there is none, it shares the patches'."""
         return None
-
-    def final_norm(self, tokens: Tensor) -> Tensor:
-        """The norm behind the last block; ViTs that average over the patches have it as `fc_norm`."""
-        return self.fc_norm(tokens) if isinstance(self.norm, nn.Identity) else self.norm(tokens)
 
     def get_intermediate_layers(
         self,
@@ -84,27 +80,18 @@ class ReferenceInterface:
 
         Returns:
             One entry per block: the patches, or a tuple of these and what was asked for beside them.
-
-        Raises:
-            ValueError: the ViT has no class token, which was asked for.
         """
-        if return_class_token and self.cls_token is None:
-            raise ValueError("this ViT has no class token")
-        x = self._crop(x)
-        grid = tuple(side // self.patch_size for side in x.shape[-2:])
-        outputs = []
-        for patches, prefix in self._blocks_outputs(x, n):
-            tokens = (
-                self.final_norm(torch.cat([prefix, patches], dim=1)) if norm else torch.cat([prefix, patches], dim=1)
-            )
-            prefix, patches = tokens.split([prefix.shape[1], patches.shape[1]], dim=1)
-            extra = (prefix[:, 0],) if return_class_token else ()
+        indices = n if isinstance(n, int) else sorted(n)
+        output_fmt = "NCHW" if reshape else "NLC"
+        entries = []
+        for patches, prefix in get_vit_features(self, self._crop(x), indices, True, norm=norm, output_fmt=output_fmt):
+            entry = (patches,)
+            if return_class_token:
+                entry += (prefix[:, 0],)
             if return_extra_tokens:
-                extra = (*extra, prefix[:, prefix.shape[1] - self.n_storage_tokens :])
-            if reshape:
-                patches = patches.transpose(1, 2).unflatten(-1, grid)
-            outputs.append((patches, *extra) if extra else patches)
-        return tuple(outputs)
+                entry += (prefix[:, 1:],)
+            entries.append(entry if len(entry) > 1 else patches)
+        return tuple(entries)
 
     def forward_features(self, x: Tensor | list[Tensor], masks: Tensor | list | None = None) -> dict | list[dict]:
         """Run all blocks.
@@ -121,14 +108,14 @@ class ReferenceInterface:
         if isinstance(x, list):
             return [self.forward_features(*pair) for pair in zip(x, masks or [None] * len(x), strict=True)]
         with self._masked(masks):
-            patches, prefix = self._blocks_outputs(self._crop(x), 1)[0]
+            ((patches, prefix),) = get_vit_features(self, self._crop(x), 1, True, norm=False, output_fmt="NLC")
         prenorm = torch.cat([prefix, patches], dim=1)
-        normed = self.final_norm(prenorm)
-        number = prefix.shape[1]
+        normed = self.norm(prenorm)
+        num_prefix_tokens = prefix.shape[1]
         return {
             "x_norm_clstoken": normed[:, 0],
-            "x_storage_tokens": normed[:, number - self.n_storage_tokens : number],
-            "x_norm_patchtokens": normed[:, number:],
+            "x_storage_tokens": normed[:, 1:num_prefix_tokens],
+            "x_norm_patchtokens": normed[:, num_prefix_tokens:],
             "x_prenorm": prenorm,
             "masks": masks,
         }
@@ -141,16 +128,6 @@ class ReferenceInterface:
     def _crop(self, x: Tensor) -> Tensor:
         height, width = (side // self.patch_size * self.patch_size for side in x.shape[-2:])
         return x[..., :height, :width]
-
-    def _blocks_outputs(self, x: Tensor, n: int | Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        return self.forward_intermediates(
-            x,
-            indices=n if isinstance(n, int) else sorted(n),
-            return_prefix_tokens=True,
-            stop_early=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
 
     @contextlib.contextmanager
     def _masked(self, masks: Tensor | None) -> Iterator[None]:
@@ -166,37 +143,3 @@ class ReferenceInterface:
             yield
         finally:
             handle.remove()
-
-
-class ReferenceEva(ReferenceInterface, Eva):
-    """timm's `Eva` (DINOv3 and others) with the reference's interface."""
-
-
-class ReferenceVisionTransformer(ReferenceInterface, VisionTransformer):
-    """timm's `VisionTransformer` (DINOv2, MAE and others) with the reference's interface."""
-
-
-CLASSES = {Eva: ReferenceEva, VisionTransformer: ReferenceVisionTransformer}
-
-
-def wear_reference_interface(model: nn.Module) -> nn.Module:
-    """Give a timm ViT the reference's interface, in place; a DINOv3 is also made to compute like the reference.
-
-    Args:
-        model: a timm ViT (`Eva` or `VisionTransformer`), also with adapters of peft.
-
-    Returns:
-        The same model.
-
-    Raises:
-        ValueError: it is a model of another class.
-    """
-    vit = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(vit, ReferenceInterface):
-        if type(vit) not in CLASSES:
-            allowed = " or ".join(known.__name__ for known in CLASSES)
-            raise ValueError(f"the ViT must be timm's {allowed}, found {type(vit).__name__}")
-        vit.__class__ = CLASSES[type(vit)]
-        if is_dinov3(vit):
-            match_reference(vit)
-    return model

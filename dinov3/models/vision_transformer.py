@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from dinov3.models.reference_interface import ReferenceInterface
@@ -49,7 +48,7 @@ class LocalNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(embed_dim), persistent=False)
 
 
-class DinoVisionTransformer(ReferenceInterface, Eva):
+class DinoVisionTransformer(ReferenceInterface):
     """DINOv3's ViT with the reference's constructor, attributes and methods.
 
     `state_dict()` has timm's names, and the rotary periods; `load_state_dict` takes these or the reference's, under any

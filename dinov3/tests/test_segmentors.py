@@ -61,7 +61,7 @@ def test_any_size_with_any_vit(name: str, size: tuple[int, int]):
     predicted = model.eval().predict(torch.rand(1, 3, *size), rescale_to=(20, 30))
     assert predicted["pred_masks"].shape == (1, 7, 20, 30)
     linear = segmentor("linear", vit(name), backbone_out_layers=BackboneLayersSet.LAST)
-    patch = linear.segmentation_model[0].feature_model.patch_size
+    patch = linear.segmentation_model[0].feature_model.patch_embed.patch_size[0]
     assert linear.train()(torch.rand(1, 3, *size)).shape == (1, 3, *(-(-side // patch) for side in size))
     assert linear.predict(torch.rand(1, 3, *size), rescale_to=(20, 30)).shape == (1, 3, 20, 30)
 
@@ -98,8 +98,7 @@ def test_a_cropped_map_is_in_place_in_half_precision(dtype: torch.dtype):
 def test_a_vit_with_other_patches_sees_the_image_in_place():
     model = segmentor(backbone=vit("dinov2"))
     adapter, seen = model.segmentation_model[0], []
-    features = adapter.backbone.get_intermediate_layers
-    adapter.backbone.get_intermediate_layers = lambda x, **options: seen.append(x) or features(x, **options)
+    adapter.backbone.patch_embed.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     ramp = torch.linspace(0, 1, 128).expand(1, 3, 64, 128)
     model(ramp)
     (x,) = seen
@@ -237,7 +236,7 @@ def test_sets_of_layers(depth: int, expected: list[int]):
     [
         ({"decoder_type": "unet"}, "decoder_type must be one of m2f, linear, found 'unet'"),
         ({"backbone_out_layers": "SOME"}, "unknown set of layers 'SOME'"),
-        ({"backbone_out_layers": BackboneLayersSet.LAST}, "the adapter needs four blocks"),
+        ({"backbone_out_layers": BackboneLayersSet.LAST}, "the adapter needs four feature layers"),
         ({"backbone_out_layers": [0, 1, 2, 9]}, "ascending block indices from 0 to 3"),
         ({"hidden_dim": 40}, "hidden_dim must be a multiple of 32"),
         ({"num_quieries": 3}, "num_quieries"),

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from golden_cases import Case
 from peft import LoraConfig, get_peft_model
 
 from dinov3.hub.backbones import ARCHITECTURES, Weights, create_model
-from dinov3.models.reference_interface import wear_reference_interface
+from dinov3.models.features import get_vit_features
 from dinov3.models.vision_transformer import DinoVisionTransformer
 
 VITS = ["vit_backbone_mlp", "vit_backbone_swiglu", "vit_backbone_swiglu64"]
@@ -151,27 +150,13 @@ def test_lists_of_images_and_the_dictionary():
     assert torch.equal(both[1]["x_norm_clstoken"], model(images[1]))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "storage"),
-    [
-        ("vit_small_patch14_dinov2", {"img_size": 518}, 0),
-        ("vit_small_patch14_reg4_dinov2", {"img_size": 518}, 4),
-        ("vit_base_patch16_224", {}, 0),
-        ("vit_little_patch16_reg1_gap_256", {}, 1),
-    ],
-)
-def test_other_vits_wear_the_interface(name: str, options: dict, storage: int):
-    model = timm.create_model(name, num_classes=0, embed_dim=48, depth=4, num_heads=2, dynamic_img_size=True, **options)
-    names = model.state_dict().keys()
-    wear_reference_interface(wear_reference_interface(model)).eval()
-    assert model.state_dict().keys() == names and model.n_storage_tokens == storage
-    side = 3 * model.patch_size
-    x = torch.rand(2, 3, side + 5, side)
-    (patches, extra), (last, _) = model.get_intermediate_layers(x, n=[1, 3], reshape=True, return_extra_tokens=True)
-    assert patches.shape == (2, 48, 3, 3) and extra.shape == (2, storage, 48)
-    expected = model.forward_intermediates(x[..., :side, :], indices=[3], norm=True, intermediates_only=True)[0]
-    if not isinstance(model.norm, torch.nn.Identity):
-        assert torch.allclose(last, expected, atol=1e-6)
-    if model.cls_token is None:
-        with pytest.raises(ValueError, match="no class token"):
-            model.get_intermediate_layers(x, return_class_token=True)
+def test_intermediate_layers_are_the_features_of_any_vit():
+    model = tiny().eval()
+    x = torch.rand(2, 3, 53, 48)
+    layers = model.get_intermediate_layers(x, n=[1, 3], reshape=True, return_class_token=True, return_extra_tokens=True)
+    features = get_vit_features(model, x[..., :48, :], [1, 3], return_prefix_tokens=True)
+    for (patches, class_token, extra), (expected, prefix) in zip(layers, features, strict=True):
+        assert torch.equal(patches, expected)
+        assert torch.equal(torch.cat([class_token.unsqueeze(1), extra], dim=1), prefix)
+    (last,) = model.get_intermediate_layers(x)
+    assert torch.equal(last, features[-1][0].flatten(2).transpose(1, 2))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinov3.models.timm_dinov3 import PRETRAINING_ONLY
+from dinov3.models.timm_dinov3 import PRETRAINING_ONLY, has_query_bias
 from dinov3.weights.reading import read_checkpoint
 
 State = dict[str, Tensor]
@@ -59,6 +59,11 @@ class WeightFile:
     wrapper: str
     tensors: State
     aside: tuple[str, ...]
+
+    @property
+    def has_query_bias(self) -> bool:
+        """Whether these are weights of a DINOv3 with a query or value bias other than zero."""
+        return self.layout.rotary is not False and has_query_bias(self.tensors)
 
     def __str__(self) -> str:
         """Layout and wrapper, for messages."""

@@ -4,7 +4,6 @@ import functools
 import json
 import pydoc
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +19,9 @@ from nnunetv2.experiment.plans import (
     planar_configurations,
     resolve,
 )
+from nnunetv2.experiment.pretrained_weights import PretrainedWeights
 from nnunetv2.experiment.schema import as_stored
-from nnunetv2.model.backbone import (
-    create_backbone,
-    find_pretrained_weights,
-    fit_file,
-    query_bias_in_file,
-    timm_statistics,
-    weights_follow,
-)
+from nnunetv2.model.backbone import timm_statistics, weights_follow
 from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -44,6 +37,7 @@ def derive_plans(
     name: str,
     config_path: str | None = None,
     machine: Machine | None = None,
+    weights: PretrainedWeights | None = None,
 ) -> dict[str, Any]:
     """Derive the plans of an experiment.
 
@@ -58,6 +52,7 @@ def derive_plans(
         name: name of the experiment; the derived plans are called `<plans>_<name>`.
         config_path: where the configuration was read from, to be noted in the plans; None if from no file.
         machine: where the configuration will be trained; None: its memory is not checked.
+        weights: the pretrained weights, where the caller goes on with them; by default those of the configuration.
 
     Returns:
         New plans.
@@ -73,9 +68,11 @@ def derive_plans(
     if config_path is not None:
         derived[CONFIG_PATH_KEY] = config_path
     regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
+    weights = weights or PretrainedWeights(config.model)
     try:
         derived["configurations"] = {
-            name: _derive_configuration(resolve(plans, name), config, regions) for name in planar_configurations(plans)
+            name: _derive_configuration(resolve(plans, name), config, regions, weights)
+            for name in planar_configurations(plans)
         }
     except ValueError as error:
         raise ExperimentError(str(error)) from error
@@ -93,7 +90,9 @@ def count_classes(plans: dict[str, Any], dataset_json: dict) -> int:
     return PlansManager(plans).get_label_manager(dataset_json).num_segmentation_heads
 
 
-def _derive_configuration(base: dict[str, Any], config: Any, regions: bool) -> dict[str, Any]:
+def _derive_configuration(
+    base: dict[str, Any], config: Any, regions: bool, weights: PretrainedWeights
+) -> dict[str, Any]:
     derived = deepcopy(base)
     for key in ("patch_size", "batch_size"):
         value = getattr(config.train, key)
@@ -101,14 +100,20 @@ def _derive_configuration(base: dict[str, Any], config: Any, regions: bool) -> d
     derived[EXPERIMENT_KEY] = as_stored(config)
     derived["architecture"] = {
         "network_class_name": f"{config.model.model_path}.{FACTORY}",
-        "arch_kwargs": architecture_keywords(config, base["normalization_schemes"], derived["batch_size"], regions),
+        "arch_kwargs": architecture_keywords(
+            config, base["normalization_schemes"], derived["batch_size"], regions, weights
+        ),
         "_kw_requires_import": [],
     }
     return derived
 
 
 def architecture_keywords(
-    config: Any, normalization_schemes: list[str], batch_size: int, regions: bool = False
+    config: Any,
+    normalization_schemes: list[str],
+    batch_size: int,
+    regions: bool = False,
+    weights: PretrainedWeights | None = None,
 ) -> dict[str, Any]:
     """Return the keywords that rebuild the network: no pretrained weights, nothing automatic but the feature layers.
 
@@ -117,13 +122,13 @@ def architecture_keywords(
         normalization_schemes: nnU-Net's normalisation, one per channel.
         batch_size: images per batch.
         regions: whether the data set declares regions.
+        weights: the pretrained weights, which decide on the query bias; by default those of the configuration.
     """
     model, lora = config.model, config.lora
-    checkpoint = Path(model.checkpoint_path).expanduser() if model.checkpoint_path else None
     return {
         "backbone_name": model.backbone,
         "backbone_size": model.backbone_size,
-        "query_bias": model.backbone == "dinov3" and checkpoint is not None and query_bias_in_file(checkpoint),
+        "query_bias": (weights or PretrainedWeights(model)).has_query_bias,
         "freeze_backbone": model.freeze_backbone,
         "use_lora": lora.enabled,
         "lora_rank": lora.r,
@@ -256,27 +261,3 @@ def _check_batch_norm(planar: dict[str, Any], module: nn.Module, inputs: tuple[t
             f"{planar['batch_size']} and train.patch_size={list(planar['patch_size'])}: raise one of them, or choose a "
             "decoder, or its option, without batch norm"
         )
-
-
-def check_pretrained_weights(planar: dict[str, Any]) -> None:
-    """Check, before anything is written, that the pretrained weights of a derived configuration are there and fit.
-
-    Weights of timm's hub are downloaded on the way.
-
-    Raises:
-        ExperimentError: the weights cannot be had or read, or do not fit the backbone.
-    """
-    model = planar[EXPERIMENT_KEY]["model"]
-    if not model["checkpoint_path"] and not model["pretrained"]:
-        return
-    keywords = planar["architecture"]["arch_kwargs"]
-    name, size = model["backbone"], model["backbone_size"]
-    try:
-        path = model["checkpoint_path"] or find_pretrained_weights(name, size)
-        with torch.device("meta"), weights_follow():
-            backbone, _, _ = create_backbone(
-                name, size, in_chans=len(planar["normalization_schemes"]), query_bias=keywords["query_bias"]
-            )
-        fit_file(backbone, path)
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error

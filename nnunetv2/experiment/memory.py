@@ -9,7 +9,7 @@ from torch import nn
 
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import EXPERIMENT_KEY
-from nnunetv2.model.segmentation_model import count_parameters
+from nnunetv2.model.parameter_counts import count_parameters
 
 GIB = 2**30
 FLOAT32_BYTES = 4

@@ -1,18 +1,19 @@
-"""The registry of pretrained ViTs: create one, load its weights, get its features."""
+"""The registry of pretrained ViTs: create one, load its weights. `get_vit_features` runs it."""
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import timm
 from timm.layers import PatchEmbed
-from torch import Tensor, nn
+from torch import nn
 
-from dinov3.models.timm_dinov3 import has_query_bias, is_dinov3, match_reference
-from dinov3.weights.fitting import Fit, fit_weights
+from dinov3.models.features import get_vit_features
+from dinov3.models.timm_dinov3 import is_dinov3, match_reference
+from dinov3.weights.fitting import fit_weights
 from dinov3.weights.hub import download_hub_weights
-from dinov3.weights.layouts import read_weights
+from dinov3.weights.layouts import WeightFile, read_weights
 from nnunetv2.model.backbone_families import (
     FAMILIES,
     NO_WEIGHTS_REMEDY,
@@ -33,11 +34,9 @@ __all__ = [
     "ProgressiveUpsampler",
     "create_backbone",
     "find_pretrained_weights",
-    "fit_file",
     "get_vit_features",
     "load_backbone_weights",
     "load_pretrained_weights",
-    "query_bias_in_file",
     "timm_statistics",
     "weights_follow",
 ]
@@ -70,16 +69,17 @@ def create_backbone(
         ValueError: unknown name or size, or weights that cannot be read or do not fit.
     """
     check_backbone(model_name, model_size)
+    weights = read_weights(checkpoint_path) if checkpoint_path else None
     if query_bias is None:
-        query_bias = bool(checkpoint_path) and query_bias_in_file(checkpoint_path)
+        query_bias = weights is not None and weights.has_query_bias
     if model_name.startswith(TIMM_PREFIX):
         model = _create_timm_vit(model_name.removeprefix(TIMM_PREFIX), in_chans)
     else:
         model = _create_member(get_family(model_name), model_size, in_chans, query_bias and model_name == "dinov3")
     if is_dinov3(model):
         match_reference(model)
-    if checkpoint_path:
-        load_backbone_weights(model, checkpoint_path)
+    if weights is not None:
+        _load(model, weights)
     elif pretrained:
         load_pretrained_weights(model, model_name, model_size)
     else:
@@ -135,12 +135,6 @@ def timm_statistics(name: str) -> Statistics:
     return Statistics(tuple(config.mean), tuple(config.std))
 
 
-def query_bias_in_file(path: str | Path) -> bool:
-    """Whether a file of DINOv3 weights holds a query or value bias other than zero."""
-    file = read_weights(path)
-    return file.layout.rotary is not False and has_query_bias(file.tensors)
-
-
 def load_backbone_weights(model: nn.Module, path: str | Path) -> str:
     """Load a file of weights into a backbone, also into one that already carries LoRA.
 
@@ -154,19 +148,14 @@ def load_backbone_weights(model: nn.Module, path: str | Path) -> str:
     Raises:
         ValueError: the file cannot be read, or does not fill the model tensor by tensor.
     """
-    fit = fit_file(model, path)
+    return _load(model, read_weights(path))
+
+
+def _load(model: nn.Module, weights: WeightFile) -> str:
+    fit = fit_weights(weights, model)
     model.load_state_dict(fit.tensors, strict=False)  # `fit_weights` has been stricter
     logger.info("%s", fit.report)
     return fit.report
-
-
-def fit_file(model: nn.Module, path: str | Path) -> Fit:
-    """Read a file of weights and fit it to a backbone, which may be on the `meta` device.
-
-    Raises:
-        ValueError: the file cannot be read, or does not fill the model tensor by tensor.
-    """
-    return fit_weights(read_weights(path), model)
 
 
 def load_pretrained_weights(model: nn.Module, model_name: str, model_size: str) -> str:
@@ -208,38 +197,3 @@ def _hub_repository(model_name: str, model_size: str) -> str:
     # timm writes `timm/` for `timm/<name of the model with its tag>`
     full_name = ".".join(filter(None, (config.architecture, config.tag)))
     return config.hf_hub_id + full_name if config.hf_hub_id.endswith("/") else config.hf_hub_id
-
-
-def get_vit_features(
-    model: nn.Module, x: Tensor, indices: Sequence[int], return_prefix_tokens: bool = False
-) -> list[Tensor] | list[tuple[Tensor, Tensor]]:
-    """Run a backbone up to the deepest of some blocks and return their outputs as maps.
-
-    Args:
-        model: a backbone made by `create_backbone`, with or without LoRA.
-        x: images, (B, C, H, W), H and W multiples of the patch size.
-        indices: 0-based indices of blocks, ascending.
-        return_prefix_tokens: also return the class and register tokens, class token first.
-
-    Returns:
-        For each block the patch tokens after the final norm, (B, embed_dim, H / patch, W / patch); with
-        `return_prefix_tokens` pairs of these and the prefix tokens, (B, number of prefix tokens, embed_dim).
-    """
-    outputs = model.forward_intermediates(
-        x,
-        indices=list(indices),
-        norm=True,
-        stop_early=True,
-        intermediates_only=True,
-        return_prefix_tokens=return_prefix_tokens,
-    )
-    if not isinstance(model.norm, nn.Identity):
-        return outputs
-    # ViTs that average over the patches have their final norm behind the average
-    if return_prefix_tokens:
-        return [(_norm_map(model.fc_norm, patches), model.fc_norm(prefix)) for patches, prefix in outputs]
-    return [_norm_map(model.fc_norm, patches) for patches in outputs]
-
-
-def _norm_map(norm: nn.Module, x: Tensor) -> Tensor:
-    return norm(x.movedim(1, -1)).movedim(-1, 1)

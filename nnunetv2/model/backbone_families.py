@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dinov3.hub.architectures import ARCHITECTURES
+
 TINY = "tiny"
 TIMM_PREFIX = "timm:"
 
@@ -70,14 +72,7 @@ TINY_WITH_LAYER_SCALE = {"embed_dim": 96, "depth": 4, "num_heads": 3, "init_valu
 
 FAMILIES: dict[str, BackboneFamily] = {
     "dinov3": BackboneFamily(
-        timm_names={
-            "small": "vit_small_patch16_dinov3.lvd1689m",
-            "small_plus": "vit_small_plus_patch16_dinov3.lvd1689m",
-            "base": "vit_base_patch16_dinov3.lvd1689m",
-            "large": "vit_large_patch16_dinov3.lvd1689m",
-            "huge_plus": "vit_huge_plus_patch16_dinov3.lvd1689m",
-            "7b": "vit_7b_patch16_dinov3.lvd1689m",
-        },
+        timm_names={vit.size: f"{vit.timm_name}.lvd1689m" for vit in ARCHITECTURES.values() if vit.timm_name},
         patch_size=16,
         weights="timm's hub copies; files of Meta, Hugging Face and MedDINOv3",
         licence="DINOv3 License",

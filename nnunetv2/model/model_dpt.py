@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nnunetv2.model.backbone import get_vit_features
 from nnunetv2.model.dpt_neck import DPTNeck
-from nnunetv2.model.segmentation_model import ViTSegmentationModel, check_dropout, check_levels, check_one_of
+from nnunetv2.model.option_checks import check_dropout, check_levels, check_one_of
+from nnunetv2.model.segmentation_model import ViTSegmentationModel
 from nnunetv2.model.upsample import resize
 
 READOUT_TYPES = ("project", "add", "ignore")

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunetv2.model.segmentation_model import LastLayerModel, check_dropout
-from nnunetv2.model.upsample import resize
+from dinov3.eval.segmentation.models.heads.linear_head import linear_probe
+from dinov3.eval.segmentation.models.utils.extent import resize
+from nnunetv2.model.option_checks import check_dropout
+from nnunetv2.model.segmentation_model import LastLayerModel
 
 
 class LinearSegmentationModel(LastLayerModel):
@@ -38,9 +40,7 @@ class LinearSegmentationModel(LastLayerModel):
         super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         check_dropout("dropout", dropout)
         channels = len(self.feature_indices) * self.embed_dim
-        self.head = nn.Sequential(nn.BatchNorm2d(channels), nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
-        nn.init.normal_(self.head[-1].weight, std=0.01)
-        nn.init.zeros_(self.head[-1].bias)
+        self.head = nn.Sequential(*linear_probe(channels, num_classes, dropout))
 
     def decode(self, features: list[Tensor], output_size: Sequence[int]) -> Tensor:
         """Map features to logits (B, num_classes, *output_size)."""

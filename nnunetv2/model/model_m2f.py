@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from dinov3.eval.segmentation.m2f_targets import queries_to_logits
-from dinov3.eval.segmentation.models.backbone.dinov3_adapter import ViTAdapter, vit_tokens
+from dinov3.eval.segmentation.models.backbone.vit_adapter import COARSEST_STRIDE, ViTAdapter, vit_tokens
 from dinov3.eval.segmentation.models.heads.mask2former_head import COMMON_STRIDE, FEATURES, Mask2FormerHead
-from dinov3.eval.segmentation.models.segmentor import BackboneLayersSet, crop_output, layer_indices
-from dinov3.eval.segmentation.models.utils.extent import pad_to
-from dinov3.models.reference_interface import wear_reference_interface
+from dinov3.eval.segmentation.models.utils.extent import crop_output, pad_to_multiple
+from dinov3.models.feature_layers import BackboneLayersSet, layer_indices
+from nnunetv2.model.option_checks import check_levels
 from nnunetv2.model.precision import autocast_for
-from nnunetv2.model.segmentation_model import ViTSegmentationModel, check_levels
+from nnunetv2.model.segmentation_model import ViTSegmentationModel
 
 Queries = dict[str, Tensor | list[dict[str, Tensor]]]
 
@@ -64,7 +64,6 @@ class M2FSegmentationModel(ViTSegmentationModel):
             raise ValueError(f"num_queries must be at least the number of classes ({num_classes}), found {num_queries}")
         super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         check_levels("Mask2Former's adapter", self.feature_indices)
-        wear_reference_interface(self.backbone)
         self.regions = regions
         self.adapter = ViTAdapter(self.embed_dim, self.input_channels)
         self.head = Mask2FormerHead(
@@ -79,7 +78,7 @@ class M2FSegmentationModel(ViTSegmentationModel):
 
     @classmethod
     def choose_layers(cls, depth: int, out_layers: Sequence[int] | str | None = None) -> list[int]:
-        """Return the indices of the blocks that the adapter reads; by default those of the reference.
+        """Return the indices of the feature layers that the adapter reads; by default those of the reference.
 
         Raises:
             ValueError: there is no such set, or no such block.
@@ -109,14 +108,13 @@ class M2FSegmentationModel(ViTSegmentationModel):
             ValueError: the input has another shape than that.
         """
         self.check_input(x)
-        covered = self.adapter.covered(x.shape[-2:])
         with autocast_for(x.device, self.precision):
-            padded = pad_to((x - self.input_mean) / self.input_std, covered)
+            padded = pad_to_multiple((x - self.input_mean) / self.input_std, COARSEST_STRIDE)
             queries = self.head(self.adapter.adapt(padded, self.encode(padded)))
-        return crop_output(queries, covered, x.shape[-2:])
+        return crop_output(queries, padded.shape[-2:], x.shape[-2:])
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """Return the tokens of four blocks for normalised images (B, C, H, W), H and W multiples of 32."""
+        """Return the patch tokens of the feature layers for normalised images (B, C, H, W), sides multiples of 32."""
         return vit_tokens(self.backbone, x, self.feature_indices)
 
     def dense_logits(self, queries: Queries, size: Sequence[int]) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from nnunetv2.model.option_checks import check_dropout, check_one_of
 from nnunetv2.model.segformer_head import SegFormerHead
-from nnunetv2.model.segmentation_model import ViTSegmentationModel, check_dropout, check_one_of
+from nnunetv2.model.segmentation_model import ViTSegmentationModel
 from nnunetv2.model.upsample import ProgressiveUpsampler, resize
 
 UPSAMPLING = ("bilinear", "progressive", "full")

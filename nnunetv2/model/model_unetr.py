@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunetv2.model.segmentation_model import ViTSegmentationModel, check_levels, check_one_of
+from nnunetv2.model.option_checks import check_levels, check_one_of
+from nnunetv2.model.segmentation_model import ViTSegmentationModel
 from nnunetv2.model.upsample import group_norm, resize
 
 UPSAMPLE_MODES = ("deconv", "bilinear")

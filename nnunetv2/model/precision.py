@@ -5,17 +5,16 @@ import functools
 
 import torch
 
-AUTOCAST_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from dinov3.eval.segmentation.precision import autocast_to
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def autocast_for(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Autocast for a precision where it helps: on CUDA, and to bfloat16 on a CPU that computes it natively."""
-    dtype = AUTOCAST_DTYPES[precision]
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=dtype, enabled=dtype is not None)
-    if device.type == "cpu" and dtype == torch.bfloat16 and cpu_has_bfloat16():
-        return torch.autocast("cpu", dtype=dtype)
-    return contextlib.nullcontext()
+    dtype = DTYPES[precision]
+    helps = device.type == "cuda" or (device.type == "cpu" and dtype == torch.bfloat16 and cpu_has_bfloat16())
+    return autocast_to(device, dtype if helps else torch.float32)
 
 
 @functools.cache

@@ -1,31 +1,20 @@
-"""The model that every decoder shares: normalise → pad → backbone features → decoder → crop; freezing; summary."""
+"""The model that every decoder shares: normalise → pad → backbone features → decoder → crop."""
 
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov3.eval.segmentation.models.utils.extent import pad_to_multiple
+from dinov3.models.feature_layers import BackboneLayersSet, layer_indices
+from dinov3.models.features import get_vit_features
 from dinov3.models.lora import add_lora
-from nnunetv2.model.backbone import create_backbone, get_vit_features
+from nnunetv2.model.backbone import create_backbone
 from nnunetv2.model.lora import DEFAULT_TARGETS, check_not_enabled, disable_lora, report_trainable
-from nnunetv2.model.precision import AUTOCAST_DTYPES, autocast_for
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad (B, C, H, W) at the bottom and right to a multiple of `multiple`.
-
-    By reflection where the image is large enough for that, otherwise by repeating the border.
-    """
-    height, width = x.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
-    if not (bottom or right):
-        return x
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(x, (0, right, 0, bottom), mode=mode)
+from nnunetv2.model.parameter_counts import count_parameters_per_part
+from nnunetv2.model.precision import DTYPES, autocast_for
 
 
 class ViTSegmentationModel(nn.Module):
@@ -89,8 +78,8 @@ class ViTSegmentationModel(nn.Module):
         super().__init__()
         if deep_supervision:
             raise ValueError("deep_supervision must be false: the decoder has one output")
-        if precision not in AUTOCAST_DTYPES:
-            raise ValueError(f"unknown precision {precision!r}; allowed: {', '.join(AUTOCAST_DTYPES)}")
+        if precision not in DTYPES:
+            raise ValueError(f"unknown precision {precision!r}; allowed: {', '.join(DTYPES)}")
         self.num_classes = num_classes
         self.input_channels = input_channels
         self.precision = precision
@@ -123,11 +112,7 @@ class ViTSegmentationModel(nn.Module):
             if depth < 4:
                 raise ValueError(f"a backbone of {depth} blocks has no four feature layers: set model.out_layers")
             return cls.LAYER_INDICES.get(depth, [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
-        layers = list(out_layers)
-        are_indices = all(isinstance(layer, Integral) and 0 <= layer < depth for layer in layers)
-        if not layers or not are_indices or layers != sorted(set(layers)):
-            raise ValueError(f"out_layers {layers} must be ascending block indices from 0 to {depth - 1}")
-        return [int(layer) for layer in layers]
+        return layer_indices(out_layers, depth)
 
     def _set_input_norm(self, input_norm: dict[str, list[float]] | None) -> None:
         # buffers, so that they move with the model and prediction does what training did
@@ -208,7 +193,7 @@ class ViTSegmentationModel(nn.Module):
         self.check_input(x)
         height, width = x.shape[-2:]
         with autocast_for(x.device, self.precision):
-            x = pad_to_multiple((x - self.input_mean) / self.input_std, self.patch_size)
+            x = pad_to_multiple((x - self.input_mean) / self.input_std, self.patch_size, mode="reflect")
             logits = self.decode(self.encode(x), x.shape[-2:])
         return logits[..., :height, :width].float()
 
@@ -247,46 +232,4 @@ class LastLayerModel(ViTSegmentationModel):
     @classmethod
     def choose_layers(cls, depth: int, out_layers: Sequence[int] | None = None) -> list[int]:
         """Return the indices of the blocks whose outputs the decoder gets (see `ViTSegmentationModel`)."""
-        return super().choose_layers(depth, [depth - 1] if out_layers is None else out_layers)
-
-
-def check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Check an option of a decoder that is one of some words.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if value not in allowed:
-        raise ValueError(f"{name} must be {', '.join(allowed)}, found {value!r}")
-
-
-def check_dropout(name: str, value: float) -> None:
-    """Check the probability of a dropout.
-
-    Raises:
-        ValueError: it is not in [0, 1).
-    """
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), found {value}")
-
-
-def check_levels(decoder: str, feature_indices: Sequence[int]) -> None:
-    """Check that a decoder which needs four feature layers gets four.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if len(feature_indices) != 4:
-        raise ValueError(f"{decoder} needs four feature layers, model.out_layers names {list(feature_indices)}")
-
-
-def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """Return the numbers of all and of trainable parameters of a module."""
-    parameters = list(module.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
-
-
-def count_parameters_per_part(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return these numbers per direct submodule that has parameters, and last those of the whole as `total`."""
-    parts = {name: count_parameters(part) for name, part in module.named_children()}
-    return {**{name: counts for name, counts in parts.items() if counts[0]}, "total": count_parameters(module)}
+        return layer_indices(BackboneLayersSet.LAST if out_layers is None else out_layers, depth)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov3.eval.segmentation.models.utils.extent import resize
+
 MIN_CHANNELS = 32
 
 
@@ -16,11 +18,6 @@ def group_norm(channels: int, max_groups: int = 32) -> nn.GroupNorm:
     """
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and g <= max(1, max_groups))
     return nn.GroupNorm(groups, channels)
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resizing of (B, C, h, w) to (B, C, *size), with pixel centres aligned."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class RefineStage(nn.Sequential):

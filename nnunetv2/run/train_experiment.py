@@ -188,12 +188,14 @@ def derive(
     Raises:
         ExperimentError: the network cannot be built or trained here, or the weights cannot be had or do not fit.
     """
-    from nnunetv2.experiment.derive import check_pretrained_weights, derive_plans
+    from nnunetv2.experiment.derive import derive_plans
     from nnunetv2.experiment.memory import describe_machine
+    from nnunetv2.experiment.pretrained_weights import PretrainedWeights
 
-    source, machine = config_source(args.config), describe_machine(device, args.num_gpus)
-    derived = derive_plans(plans, args.configuration, dataset_json, config, args.experiment_name, source, machine)
-    check_pretrained_weights(resolve(derived, args.configuration))
+    name, source, machine = args.experiment_name, config_source(args.config), describe_machine(device, args.num_gpus)
+    weights = PretrainedWeights(config.model)
+    derived = derive_plans(plans, args.configuration, dataset_json, config, name, source, machine, weights)
+    weights.check_fit(resolve(derived, args.configuration))
     return derived
 
 

@@ -130,16 +130,14 @@ def _describe_former_training(path: Path, checkpoint: dict) -> Iterator[str]:
 def _where_it_fits(file: "WeightFile") -> Iterator[str]:
     import torch
 
-    from dinov3.models.timm_dinov3 import has_query_bias
     from dinov3.weights.fitting import fit_weights
     from nnunetv2.model.backbone import create_backbone, weights_follow
 
-    query_bias = file.layout.rotary is not False and has_query_bias(file.tensors)
     refusals: dict[str, list[str]] = {}
     fits = 0
     for name, size in ((name, size) for name, family in FAMILIES.items() for size in family.sizes):
         with torch.device("meta"), weights_follow():
-            backbone, _, _ = create_backbone(name, size, query_bias=query_bias)
+            backbone, _, _ = create_backbone(name, size, query_bias=file.has_query_bias)
         try:
             report = fit_weights(file, backbone).report
         except ValueError as error:

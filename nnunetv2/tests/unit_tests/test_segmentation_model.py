@@ -9,11 +9,13 @@ import torch
 from networks import NETWORKS, SAME_NETWORK
 from torch import nn
 
+from dinov3.eval.segmentation.models.utils.extent import pad_to_multiple
 from nnunetv2.experiment.decoder_options import packaged_decoders, read_factory
 from nnunetv2.model.backbone import FAMILIES
 from nnunetv2.model.model import create_segmentation_model as create_first_model
 from nnunetv2.model.model_upernet import UperNetSegmentationModel, create_segmentation_model
-from nnunetv2.model.segmentation_model import ViTSegmentationModel, autocast_for, pad_to_multiple
+from nnunetv2.model.precision import autocast_for
+from nnunetv2.model.segmentation_model import ViTSegmentationModel
 from nnunetv2.model.upsample import resize
 
 SMALL = {"hidden_size": 32, "backbone_size": "tiny"}
@@ -172,10 +174,12 @@ def test_the_dot_test_sees_upsampling_by_sixteen_behind_patches_of_fourteen(deco
 
 def test_padding_reflects_where_it_can_and_repeats_otherwise():
     image = torch.arange(12.0).view(1, 1, 3, 4)
-    padded = pad_to_multiple(image, 5)
+    padded = pad_to_multiple(image, 5, mode="reflect")
     assert padded.shape == (1, 1, 5, 5)
     assert padded[0, 0, :, 0].tolist() == [0, 4, 8, 4, 0] and padded[0, 0, 0].tolist() == [0, 1, 2, 3, 2]
-    assert torch.equal(pad_to_multiple(image, 8)[0, 0, 3:, :4], image[0, 0, -1:].expand(5, -1))
+    repeated = pad_to_multiple(image, 8)
+    assert torch.equal(repeated, pad_to_multiple(image, 8, mode="reflect"))
+    assert torch.equal(repeated[0, 0, 3:, :4], image[0, 0, -1:].expand(5, -1))
     assert pad_to_multiple(image[..., :3], 3) is not None and pad_to_multiple(image[..., :3], 3).shape[-1] == 3
 
 

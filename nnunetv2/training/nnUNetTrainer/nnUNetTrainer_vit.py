@@ -24,7 +24,8 @@ from nnunetv2.experiment.plans import CONFIG_PATH_KEY, EXPERIMENT_KEY, check_nam
 from nnunetv2.experiment.schema import config_source, load_config, restore
 from nnunetv2.experiment.versions import record_versions
 from nnunetv2.model.backbone import load_backbone_weights, load_pretrained_weights, weights_follow
-from nnunetv2.model.segmentation_model import autocast_for, count_parameters_per_part
+from nnunetv2.model.parameter_counts import count_parameters_per_part
+from nnunetv2.model.precision import autocast_for
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.architecture import describe_architecture

@@ -4,54 +4,32 @@
 """
 
 from collections.abc import Callable, Sequence
-from enum import Enum
 
 import torch
+from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 
 from dinov3.eval.segmentation.models.backbone.dinov3_adapter import DINOv3_Adapter
 from dinov3.eval.segmentation.models.heads.linear_head import LinearHead
 from dinov3.eval.segmentation.models.heads.mask2former_head import COMMON_STRIDE, FEATURES, Mask2FormerHead
-from dinov3.eval.segmentation.models.utils.extent import crop_extent, pad_to, resize, round_up
-from dinov3.eval.segmentation.models.utils.freezing import freeze, trains
+from dinov3.eval.segmentation.models.utils.extent import crop_output, pad_to_multiple, resize
 from dinov3.eval.segmentation.precision import autocast_to
-from dinov3.models.reference_interface import wear_reference_interface
+from dinov3.models.feature_layers import BackboneLayersSet, layer_indices
+from dinov3.models.features import get_vit_features
+from dinov3.models.freezing import eval_if_frozen, freeze, no_grad_if_frozen
+from dinov3.models.timm_dinov3 import is_dinov3, match_reference
 
 DECODER_TYPES = ("m2f", "linear")
 
 
-class BackboneLayersSet(Enum):
-    """Which blocks of the ViT a decoder reads."""
-
-    LAST = "LAST"
-    FOUR_LAST = "FOUR_LAST"
-    FOUR_EVEN_INTERVALS = "FOUR_EVEN_INTERVALS"
-
-    def indices(self, depth: int) -> list[int]:
-        """0-based indices for a ViT of `depth` blocks.
-
-        Raises:
-            ValueError: four blocks are to be read, and there are fewer.
-        """
-        if self is BackboneLayersSet.LAST:
-            return [depth - 1]
-        if depth < 4:
-            raise ValueError(f"{self.name} needs at least four blocks, the ViT has {depth}")
-        if self is BackboneLayersSet.FOUR_LAST:
-            return list(range(depth - 4, depth))
-        if depth == 24:
-            return [4, 11, 17, 23]  # the reference's choice for ViT-L
-        return [quarter * (depth // 4) - 1 for quarter in (1, 2, 3, 4)]
-
-
 class IntermediateFeatures(nn.Module):
-    """The maps of some blocks of a ViT, after its final norm.
+    """The feature maps of some blocks of a ViT, after its final norm.
 
     Args:
-        feature_model: a ViT with the reference's interface, also under peft.
+        feature_model: a plain ViT of timm, also under peft.
         layers: 0-based indices of the blocks.
         lora_enabled: keep the adapters' matrices (`lora_`) trainable, and nothing else.
-        freeze_backbone: without adapters: stop the training of the ViT.
+        freeze_backbone: without adapters: freeze the ViT.
     """
 
     def __init__(
@@ -60,32 +38,27 @@ class IntermediateFeatures(nn.Module):
         super().__init__()
         self.feature_model = feature_model
         self.layers = list(layers)
+        self.size_multiple: int = feature_model.patch_embed.patch_size[0]
         freeze(feature_model, lora_enabled, freeze_backbone)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "IntermediateFeatures":
         """Set the training mode; a ViT of which nothing trains stays in evaluation mode."""
         super().train(mode)
-        if not trains(self.feature_model):
-            self.feature_model.eval()
+        eval_if_frozen(self.feature_model)
         return self
 
-    def covered(self, size: Sequence[int]) -> tuple[int, int]:
-        """What the maps of an image of this (H, W) cover, in pixels: it is padded to whole patches."""
-        return round_up(size, self.feature_model.patch_size)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map images (B, C, H, W) to maps (B, embed_dim, h, w), one per block."""
-        x = pad_to(x, self.covered(x.shape[-2:]))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.feature_model)):
-            return self.feature_model.get_intermediate_layers(x, n=self.layers, reshape=True)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map images (B, C, H, W) to maps (B, embed_dim, h, w), one per block; images are padded to whole patches."""
+        with no_grad_if_frozen(self.feature_model):
+            return get_vit_features(self.feature_model, pad_to_multiple(x, self.size_multiple), self.layers)
 
 
 class FeatureDecoder(nn.Module):
     """A segmentor.
 
     Args:
-        backbone: images to maps; says by `covered` what the maps of an image cover.
+        backbone: images to maps; its `size_multiple` says to multiples of what images are padded for it.
         decoder: maps to logits, or to queries.
         autocast_dtype: precision of the computation, where it is not float32.
     """
@@ -105,8 +78,7 @@ class FeatureDecoder(nn.Module):
             `linear`: logits (B, num_classes, ⌈H / patch⌉, ⌈W / patch⌉). `m2f`: queries, see `Mask2FormerHead.forward`,
             with masks (B, Q, ⌈H / 4⌉, ⌈W / 4⌉). They cover the image, and nothing of what it is padded with.
         """
-        decoder = self.segmentation_model[1]
-        return self._segment(inputs, decoder)
+        return self._segment(inputs, self.segmentation_model[1])
 
     @torch.inference_mode()
     def predict(self, inputs: Tensor, rescale_to: Sequence[int] = (512, 512)) -> Tensor | dict[str, Tensor | list]:
@@ -120,30 +92,14 @@ class FeatureDecoder(nn.Module):
     def _segment(self, inputs: Tensor, decode: Callable[..., Tensor | dict]) -> Tensor | dict[str, Tensor | list]:
         backbone = self.segmentation_model[0]
         with autocast_to(inputs.device, self.autocast_dtype):
-            output = decode(backbone(inputs))
-        return crop_output(output, backbone.covered(inputs.shape[-2:]), inputs.shape[-2:])
+            padded = pad_to_multiple(inputs, backbone.size_multiple)
+            output = decode(backbone(padded))
+        return crop_output(output, padded.shape[-2:], inputs.shape[-2:])
 
 
 def _size(features: dict[str, Tensor] | Sequence[Tensor]) -> Sequence[int]:
     """Of the first map."""
     return next(iter(features.values() if isinstance(features, dict) else features)).shape[-2:]
-
-
-def crop_output(output: Tensor | dict | list, covered: Sequence[int], wanted: Sequence[int]) -> Tensor | dict | list:
-    """Let maps of a padded image cover the image alone (see `crop_extent`).
-
-    Args:
-        output: a map (B, C, h, w), or what a head returns of queries.
-        covered: (height, width) of the padded image, in pixels.
-        wanted: (height, width) of the image.
-    """
-    if isinstance(output, Tensor):
-        return crop_extent(output, covered, wanted)
-    if isinstance(output, list):
-        return [crop_output(entry, covered, wanted) for entry in output]
-    return {
-        name: entry if name == "pred_logits" else crop_output(entry, covered, wanted) for name, entry in output.items()
-    }
 
 
 def build_segmentation_decoder(
@@ -163,8 +119,9 @@ def build_segmentation_decoder(
     """Join a ViT and a decoder, which is created on the device of the ViT; that may be `meta`.
 
     Args:
-        backbone_model: a ViT of `dinov3.hub.backbones`, or any ViT of timm, also with adapters of peft.
-        backbone_out_layers: the blocks to read: a set of this enumeration (or its name), or 0-based indices.
+        backbone_model: a ViT of `dinov3.hub.backbones`, or any plain ViT of timm, also with adapters of peft; a DINOv3
+            of timm's is made to compute like the reference, in place.
+        backbone_out_layers: the feature layers: a set of this enumeration (or its name), or 0-based indices.
         decoder_type: `m2f` (ViT-Adapter and Mask2Former) or `linear`.
         hidden_dim: `m2f`: channels of the head.
         num_classes: number of classes.
@@ -172,47 +129,29 @@ def build_segmentation_decoder(
         autocast_dtype: precision of the computation, where it is not float32.
         lora_enabled: keep the adapters' matrices (`lora_`) of the ViT trainable, and nothing else of it.
         num_queries: `m2f`: number of queries.
-        freeze_backbone: without adapters: stop the training of the ViT.
+        freeze_backbone: without adapters: freeze the ViT.
         head_options: `m2f`: further keywords of `Mask2FormerHead`, such as `dim_feedforward`.
 
     Raises:
-        ValueError: an unknown decoder, or blocks that it cannot work with.
+        ValueError: an unknown decoder, a model that is no plain ViT, or feature layers that cannot be.
     """
     if decoder_type not in DECODER_TYPES:
         raise ValueError(f"decoder_type must be one of {', '.join(DECODER_TYPES)}, found {decoder_type!r}")
-    wear_reference_interface(backbone_model)
-    layers = layer_indices(backbone_out_layers, backbone_model.n_blocks)
+    vit = backbone_model.get_base_model() if hasattr(backbone_model, "get_base_model") else backbone_model
+    if not isinstance(vit, (Eva, VisionTransformer)):
+        raise ValueError(f"the ViT must be timm's Eva or VisionTransformer, found {type(vit).__name__}")
+    if is_dinov3(vit):
+        match_reference(vit)
+    layers = layer_indices(backbone_out_layers, len(vit.blocks))
     with backbone_model.patch_embed.proj.weight.device:  # what is new is created where the ViT is
         if decoder_type == "linear":
             features = IntermediateFeatures(backbone_model, layers, lora_enabled, freeze_backbone)
             head = LinearHead([backbone_model.embed_dim] * len(layers), num_classes, dropout=dropout)
             return FeatureDecoder(features, head, autocast_dtype)
-        adapter = DINOv3_Adapter(
-            backbone_model, layers, lora_enabled=lora_enabled, freeze_backbone=freeze_backbone
-        ).eval()  # as the reference's is, until the whole is set to training
+        adapter = DINOv3_Adapter(backbone_model, layers, lora_enabled=lora_enabled, freeze_backbone=freeze_backbone)
         shape = (backbone_model.embed_dim, 0, 0, COMMON_STRIDE)
         head = Mask2FormerHead(
             dict.fromkeys(FEATURES, shape), hidden_dim, num_classes, num_queries=num_queries, **head_options
         )
-        return FeatureDecoder(adapter, head, autocast_dtype)
-
-
-def layer_indices(layers: BackboneLayersSet | str | Sequence[int], depth: int) -> list[int]:
-    """0-based indices of the blocks to read, of a ViT of `depth` blocks.
-
-    Args:
-        layers: a set (or its name), or the indices themselves.
-        depth: number of blocks.
-
-    Raises:
-        ValueError: there is no such set, or no such block.
-    """
-    if isinstance(layers, str):
-        if layers not in BackboneLayersSet.__members__:
-            allowed = ", ".join(BackboneLayersSet.__members__)
-            raise ValueError(f"unknown set of layers {layers!r}; allowed: {allowed}")
-        layers = BackboneLayersSet[layers]
-    indices = layers.indices(depth) if isinstance(layers, BackboneLayersSet) else list(layers)
-    if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= depth:
-        raise ValueError(f"the layers {indices} must be ascending block indices from 0 to {depth - 1}")
-    return indices
+        # the adapter is in evaluation mode, as the reference's is, until the whole is set to training
+        return FeatureDecoder(adapter.eval(), head, autocast_dtype)

@@ -1,4 +1,7 @@
-"""A linear classifier of every patch (Siméoni et al., "DINOv3", 2025, https://arxiv.org/abs/2508.10104)."""
+"""The linear probe: a linear classifier of every patch.
+
+Siméoni et al., "DINOv3", 2025, https://arxiv.org/abs/2508.10104.
+"""
 
 from collections.abc import Sequence
 
@@ -7,6 +10,23 @@ from torch import Tensor, nn
 
 from dinov3.eval.segmentation.models.utils.batch_norm import BatchNorm2d
 from dinov3.eval.segmentation.models.utils.extent import resize
+
+
+def linear_probe(
+    channels: int, num_classes: int, dropout: float, use_batchnorm: bool = True
+) -> tuple[nn.Module, nn.Dropout2d, nn.Conv2d]:
+    """The layers of a linear probe on a feature map: batch norm, dropout and a 1×1 convolution.
+
+    Args:
+        channels: channels of the feature map.
+        num_classes: number of classes.
+        dropout: probability that a channel is dropped in training.
+        use_batchnorm: whether to normalise the feature map; otherwise the first layer does nothing.
+    """
+    classifier = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    return BatchNorm2d(channels) if use_batchnorm else nn.Identity(), nn.Dropout2d(dropout), classifier
 
 
 class LinearHead(nn.Module):
@@ -31,11 +51,9 @@ class LinearHead(nn.Module):
         super().__init__()
         channels = sum(in_channels) * (2 if use_cls_token else 1)
         self.use_cls_token = use_cls_token
-        self.batchnorm_layer = BatchNorm2d(channels) if use_batchnorm else nn.Identity()
-        self.dropout = nn.Dropout2d(dropout)
-        self.conv = nn.Conv2d(channels, n_output_channels, 1)
-        nn.init.normal_(self.conv.weight, std=0.01)
-        nn.init.zeros_(self.conv.bias)
+        self.batchnorm_layer, self.dropout, self.conv = linear_probe(
+            channels, n_output_channels, dropout, use_batchnorm
+        )
 
     def forward(self, inputs: Sequence[Tensor | tuple[Tensor, Tensor]]) -> Tensor:
         """Map maps (B, C_i, h_i, w_i), or pairs of map and class token, to logits at the first one's size."""
