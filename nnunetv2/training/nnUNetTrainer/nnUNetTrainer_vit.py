@@ -4,7 +4,6 @@ import functools
 import gc
 import os
 import pydoc
-import random
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -31,6 +30,7 @@ from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.architecture import describe_architecture
 from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
 from nnunetv2.training.vit.schedule import EpochSchedule, schedule_factor
+from nnunetv2.training.vit.seeding import seed_epoch
 from nnunetv2.training.vit.targets import full_size_target
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -113,7 +113,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
 
     def initialize(self) -> None:
         """Build network, optimiser and loss; at the start of a new training, load the pretrained weights."""
-        self._seed(epoch=0)
+        seed_epoch(self.config.train.seed, 0, self.local_rank)
         super().initialize()
         if not self._restoring:
             self._load_pretrained_backbone()
@@ -170,21 +170,17 @@ class nnUNetTrainer_vit(nnUNetTrainer):
                 dist.broadcast(tensor, src=0)
 
     def _log_experiment(self) -> None:
-        network = self.plain_network
-        experiment = OmegaConf.to_yaml(self._experiment())
-        self.print_to_log_file(f"Experiment {self.plans_manager.plans_name}:\n{experiment}")
-        keywords = self.configuration_manager.network_arch_init_kwargs
+        self.print_to_log_file(f"Experiment {self.plans_manager.plans_name}:\n{OmegaConf.to_yaml(self._experiment())}")
+        input_norm = self.configuration_manager.network_arch_init_kwargs["input_norm"]
         self.print_to_log_file(
-            f"Backbone mode: {self.config.mode}, feature layers: {network.feature_indices}, "
-            f"input normalisation: {keywords['input_norm'] or 'none, channels pass as nnU-Net normalises them'}"
+            f"Backbone mode: {self.config.mode}, feature layers: {self.plain_network.feature_indices}, "
+            f"input normalisation: {input_norm or 'none, channels pass as nnU-Net normalises them'}"
         )
-        self.print_to_log_file(
-            f"Epochs: {self.num_epochs}, save_every: {self.save_every} (epochs from checkpoint to checkpoint)"
-        )
+        self.print_to_log_file(f"Epochs: {self.num_epochs}, save_every: {self.save_every} (epochs between checkpoints)")
         if self.device.type == "cpu":
             processes = get_allowed_n_proc_DA()
             self.print_to_log_file(f"Threads: {torch.get_num_threads()}, augmentation processes: {processes}")
-        parts = count_parameters_per_part(network)
+        parts = count_parameters_per_part(self.plain_network)
         for name, (total, trainable) in parts.items():
             self.print_to_log_file(f"Parameters of {name}: {total:,}, trainable {trainable:,}", add_timestamp=False)
         self.logger.update_config({"parameters": {name: list(counts) for name, counts in parts.items()}})
@@ -209,16 +205,6 @@ class nnUNetTrainer_vit(nnUNetTrainer):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Do nothing: the decoders have one output."""
 
-    def _seed(self, epoch: int) -> None:
-        """Seed by seed, epoch and process, so that a resumed epoch draws what it would have drawn."""
-        if self.config.train.seed is None:
-            return
-        sequence = np.random.SeedSequence([self.config.train.seed, epoch, self.local_rank])
-        python, numpy, pytorch = (int(word) for word in sequence.generate_state(3))
-        random.seed(python)
-        np.random.seed(numpy)
-        torch.manual_seed(pytorch)
-
     def on_train_start(self) -> None:
         """Start as nnU-Net does, unless the results folder belongs to another experiment.
 
@@ -236,7 +222,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
 
     def on_train_epoch_start(self) -> None:
         """Start an epoch as nnU-Net does, after seeding."""
-        self._seed(self.current_epoch)
+        seed_epoch(self.config.train.seed, self.current_epoch, self.local_rank)
         super().on_train_epoch_start()
 
     def train_step(self, batch: dict) -> dict:
