@@ -16,17 +16,31 @@ class BackboneLayersSet(Enum):
         """0-based indices for a ViT of `depth` blocks.
 
         Raises:
-            ValueError: four feature layers are asked for, and there are fewer blocks.
+            ValueError: there are fewer than four blocks.
         """
         if self is BackboneLayersSet.LAST:
             return [depth - 1]
-        if depth < 4:
-            raise ValueError(f"{self.name} needs at least four blocks, the ViT has {depth}")
+        _check_depth(depth)
         if self is BackboneLayersSet.FOUR_LAST:
             return list(range(depth - 4, depth))
         if depth == 24:
             return [4, 11, 17, 23]  # the reference's choice for ViT-L
         return [quarter * (depth // 4) - 1 for quarter in (1, 2, 3, 4)]
+
+
+def ends_of_quarters(depth: int) -> list[int]:
+    """0-based indices of the last block of each of four even quarters; they differ from the reference's for ViT-L.
+
+    Raises:
+        ValueError: there are fewer than four blocks.
+    """
+    _check_depth(depth)
+    return [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+
+
+def _check_depth(depth: int) -> None:
+    if depth < 4:
+        raise ValueError(f"a backbone of {depth} blocks has no four feature layers: set out_layers")
 
 
 def layer_indices(layers: BackboneLayersSet | str | Sequence[int], depth: int) -> list[int]:

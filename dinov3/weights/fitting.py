@@ -101,7 +101,7 @@ def _check_kind(file: WeightFile, model: nn.Module) -> None:
 def _check_patch_embedding(found: Tensor | None, expected: Tensor) -> None:
     """Check the size of the patches: timm's filter would resample them without a word."""
     if found is not None and (found.ndim != 4 or found.shape[-2:] != expected.shape[-2:]):
-        raise ValueError("; ".join(misfits({PATCH_EMBEDDING: found}, {PATCH_EMBEDDING: expected})))
+        raise ValueError("; ".join(mismatches({PATCH_EMBEDDING: found}, {PATCH_EMBEDDING: expected})))
 
 
 def _choose_final_norm(state: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -118,7 +118,7 @@ def _choose_final_norm(state: dict[str, Tensor], expected: dict[str, Tensor]) ->
 def _check(converted: dict[str, Tensor], expected: dict[str, Tensor], file: WeightFile) -> None:
     optional = [end for end in MAY_BE_MISSING if not any(name.endswith(end) for name in converted)]
     needed = {n: v for n, v in expected.items() if n in converted or not n.endswith(tuple(optional))}
-    problems = misfits(converted, needed)
+    problems = mismatches(converted, needed)
     broken = [name for name, value in converted.items() if not _is_finite(value)]
     if broken:
         problems.append(f"{len(broken)} with values that are not finite, such as {broken[0]}")
@@ -131,8 +131,8 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
-def misfits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """Say why tensors are not those that are expected: which are missing, unknown or of another shape."""
+def mismatches(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Return the mismatches of two state dicts: tensors that are missing, unknown or of another shape."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     shapes = [

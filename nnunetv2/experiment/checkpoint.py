@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinov3.weights.fitting import misfits
+from dinov3.weights.fitting import mismatches
 from dinov3.weights.layouts import is_state
 from dinov3.weights.reading import read_checkpoint
 from nnunetv2.experiment.errors import ExperimentError
@@ -61,7 +61,7 @@ def check_pretrained_checkpoint(path: str | Path, network: nn.Module) -> dict[st
     for name, module in network.named_modules():
         if isinstance(module, SegFormerHead):
             rename_former_projections(weights, f"{name}.")
-    problems = misfits(weights, network.state_dict())
+    problems = mismatches(weights, network.state_dict())
     if problems:
         raise ExperimentError(
             f"{OPTION}: {path} (of {checkpoint.get('trainer_name')}) does not fit the network of this "

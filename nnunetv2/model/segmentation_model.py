@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dinov3.eval.segmentation.models.utils.extent import pad_to_multiple
-from dinov3.models.feature_layers import BackboneLayersSet, layer_indices
+from dinov3.models.feature_layers import BackboneLayersSet, ends_of_quarters, layer_indices
 from dinov3.models.features import get_vit_features
+from dinov3.models.freezing import eval_if_frozen, no_grad_if_frozen
 from dinov3.models.lora import add_lora
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.model.lora import DEFAULT_TARGETS, check_not_enabled, disable_lora, report_trainable
@@ -109,9 +110,7 @@ class ViTSegmentationModel(nn.Module):
             ValueError: an index does not exist, or the order is not ascending.
         """
         if out_layers is None:
-            if depth < 4:
-                raise ValueError(f"a backbone of {depth} blocks has no four feature layers: set model.out_layers")
-            return cls.LAYER_INDICES.get(depth, [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
+            return cls.LAYER_INDICES.get(depth) or ends_of_quarters(depth)
         return layer_indices(out_layers, depth)
 
     def _set_input_norm(self, input_norm: dict[str, list[float]] | None) -> None:
@@ -130,7 +129,7 @@ class ViTSegmentationModel(nn.Module):
         return self.patch_size
 
     def freeze_backbone(self) -> None:
-        """Stop the training of the backbone; it stays in evaluation mode whatever `train()` says."""
+        """Freeze the backbone; it stays in evaluation mode whatever `train()` says."""
         self.mode = "frozen"
         self.backbone.requires_grad_(False)
         self.backbone.eval()
@@ -174,8 +173,7 @@ class ViTSegmentationModel(nn.Module):
     def train(self, mode: bool = True) -> "ViTSegmentationModel":
         """Set the training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
-        if self.mode == "frozen":
-            self.backbone.eval()
+        eval_if_frozen(self.backbone)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,7 +206,7 @@ class ViTSegmentationModel(nn.Module):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Return what the decoder gets of normalised images (B, C, H, W); without a graph if the backbone is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode != "frozen"):
+        with no_grad_if_frozen(self.backbone):
             return self.extract(x)
 
     def extract(self, x: Tensor) -> list[Tensor]:
