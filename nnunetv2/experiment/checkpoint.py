@@ -16,7 +16,6 @@ from dinov3.weights.layouts import is_state
 from dinov3.weights.reading import read_checkpoint
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.files import replace_when_complete
-from nnunetv2.model.segformer_head import SegFormerHead, rename_former_projections
 
 OPTION = "-pretrained_weights"
 
@@ -44,7 +43,7 @@ def read_fold_checkpoint(path: str | Path, source: str) -> dict[str, Any]:
 
 
 def check_pretrained_checkpoint(path: str | Path, network: nn.Module) -> dict[str, Tensor]:
-    """Check that a network can start from a former training: the same tensors, each of the same shape.
+    """Check that a network can start from the weights of another training: the same tensors, each of the same shape.
 
     Args:
         path: a checkpoint of nnU-Net.
@@ -59,8 +58,8 @@ def check_pretrained_checkpoint(path: str | Path, network: nn.Module) -> dict[st
     checkpoint = read_fold_checkpoint(path, OPTION)
     weights = dict(checkpoint["network_weights"])
     for name, module in network.named_modules():
-        if isinstance(module, SegFormerHead):
-            rename_former_projections(weights, f"{name}.")
+        if hasattr(module, "rename_former_names"):
+            module.rename_former_names(weights, f"{name}.")
     problems = mismatches(weights, network.state_dict())
     if problems:
         raise ExperimentError(

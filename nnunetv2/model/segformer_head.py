@@ -45,6 +45,18 @@ class SegFormerHead(nn.Module):
         self.classifier = nn.Conv2d(hidden_size, out_channels, 1)
         self.register_load_state_dict_pre_hook(_before_loading)
 
+    @staticmethod
+    def rename_former_names(state: dict[str, Tensor], prefix: str) -> None:
+        """Give a state dict today's names, in place: up to release 5.0, transformers had `linear_c` in them.
+
+        Args:
+            state: names to tensors, of a network that holds a `SegFormerHead`.
+            prefix: what the names of this head begin with, such as `decode_head.`.
+        """
+        former, current = f"{prefix}linear_c.", f"{prefix}linear_projections."
+        for name in [name for name in state if name.startswith(former)]:
+            state[current + name.removeprefix(former)] = state.pop(name)
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map features (B, in_channels[i], h, w), shallow to deep, to (B, out_channels, h, w)."""
         return self.classify(self.fuse(features))
@@ -59,17 +71,5 @@ class SegFormerHead(nn.Module):
         return self.classifier(self.dropout(self.activation(self.batch_norm(fused))))
 
 
-def rename_former_projections(state: dict[str, Tensor], prefix: str) -> None:
-    """Give a state dict, in place, the names of today: up to release 5.0, transformers had `linear_c` in them.
-
-    Args:
-        state: names to tensors, of a module that holds a `SegFormerHead`.
-        prefix: what the names of this head begin with, such as `decode_head.`.
-    """
-    former, current = f"{prefix}linear_c.", f"{prefix}linear_projections."
-    for name in [name for name in state if name.startswith(former)]:
-        state[current + name.removeprefix(former)] = state.pop(name)
-
-
-def _before_loading(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    rename_former_projections(state, prefix)
+def _before_loading(module: SegFormerHead, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    module.rename_former_names(state, prefix)
