@@ -30,7 +30,7 @@ def mask2former() -> Figure:
         boxes[f"input{i}"] = Box(i, 4.3, convolution, f"F × H/{stride} × W/{stride}", source)
         arrows += [(f"map{i}", f"input{i}"), (f"input{i}", "encoder")]
     encoder = "6 layers of deformable attention among the three"
-    boxes["encoder"] = Box(1, 5.2, encoder, "N × F", f"{HEAD}.pixel_decoder.encoder.encoder", 3)
+    boxes["encoder"] = Box(1, 5.2, encoder, "N × F", f"{HEAD}.pixel_decoder.encoder.encoder.layers.5", 3)
     features = "+ map at 8, 3×3 conv,\n1×1 conv"
     boxes["features"] = Box(0, 6.1, features, "F × H/4 × W/4", f"{HEAD}.pixel_decoder.mask_feature")
     queries = "queries: 9 layers on the maps at 32, 16 and 8 in turn:\nmasked attention, self-attention, FFN"

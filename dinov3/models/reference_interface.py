@@ -15,27 +15,26 @@ from dinov3.models.features import get_vit_features
 
 
 class ReferenceInterface(Eva):
-    """timm's `Eva` as code written for the reference's ViT expects it; the constructor is timm's."""
+    """timm's `Eva` as code written for the reference's ViT expects it.
 
-    @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
+    Args:
+        timm_options: keywords of `Eva`.
 
-    @property
-    def num_heads(self) -> int:
-        """Number of attention heads."""
-        return self.blocks[0].attn.num_heads
+    Attributes:
+        n_blocks: number of blocks.
+        num_heads: number of attention heads.
+        patch_size: side of the patches in pixels.
+        n_storage_tokens: number of storage (register) tokens.
+        cls_norm: the class token's own norm: None, it shares the patches'.
+    """
 
-    @property
-    def patch_size(self) -> int:
-        """Side of the patches in pixels."""
-        return self.patch_embed.patch_size[0]
-
-    @property
-    def n_storage_tokens(self) -> int:
-        """Number of storage (register) tokens."""
-        return 0 if self.reg_token is None else self.reg_token.shape[1]
+    def __init__(self, **timm_options: Any) -> None:
+        super().__init__(**timm_options)
+        self.n_blocks: int = len(self.blocks)
+        self.num_heads: int = self.blocks[0].attn.num_heads
+        self.patch_size: int = self.patch_embed.patch_size[0]
+        self.n_storage_tokens: int = 0 if self.reg_token is None else self.reg_token.shape[1]
+        self.cls_norm = None
 
     @property
     def storage_tokens(self) -> Tensor:
@@ -52,11 +51,6 @@ class ReferenceInterface(Eva):
     def rope_embed(self) -> nn.Module:
         """The rotary encoding."""
         return self.rope
-
-    @property
-    def cls_norm(self) -> None:
-        """The class token's own norm: there is none, it shares the patches'."""
-        return None
 
     def get_intermediate_layers(
         self,

@@ -20,7 +20,7 @@ class DINOv3_Adapter(ViTAdapter):
         init_values: not read; kept for the reference's callers.
         lora_enabled: keep the adapters' matrices (`lora_`) of the ViT trainable, and nothing else of it.
         freeze_backbone: without adapters: freeze the ViT.
-        adapter_options: further keywords of `ViTAdapter`, such as `conv_inplane`.
+        adapter_options: further keywords of `ViTAdapter` and `Extractor`, such as `conv_inplane` and `n_points`.
 
     Raises:
         ValueError: not four feature layers, or a width that the attention heads cannot share.

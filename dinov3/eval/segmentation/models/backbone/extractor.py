@@ -4,6 +4,7 @@ Chen et al., 2023, https://arxiv.org/abs/2205.08534, section 3.4.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,36 +57,40 @@ class Extractor(nn.Module):
 
     Args:
         dim: channels.
-        num_heads: attention heads.
         n_points: sampling points per head.
-        deform_ratio: channels of the attention's values as a share of `dim`.
-        with_cffn: whether a feed-forward network follows.
-        cffn_ratio: its channels inside as a share of `dim`.
-        drop_path: probability that the feed-forward network is skipped in training.
+        deform_num_heads: attention heads.
+        drop_path_rate: probability that the feed-forward network is skipped in training.
+        with_cffn: whether a feed-forward network follows the attention.
+        cffn_ratio: its channels inside, as a share of `dim`.
+        deform_ratio: channels of the attention's values, as a share of `dim`.
         with_cp: recompute activations in the backward pass instead of keeping them.
+
+    Raises:
+        ValueError: the attention heads cannot share the channels of the values.
     """
 
     def __init__(
         self,
         dim: int,
-        num_heads: int,
-        n_points: int,
-        deform_ratio: float,
-        with_cffn: bool,
-        cffn_ratio: float,
-        drop_path: float,
-        with_cp: bool,
+        *,
+        n_points: int = 4,
+        deform_num_heads: int = 16,
+        drop_path_rate: float = 0.3,
+        with_cffn: bool = True,
+        cffn_ratio: float = 0.25,
+        deform_ratio: float = 0.5,
+        with_cp: bool = True,
     ) -> None:
         super().__init__()
         self.query_norm = nn.LayerNorm(dim, eps=1e-6)
         self.feat_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = MSDeformAttn(dim, 1, num_heads, n_points, deform_ratio)
+        self.attn = MSDeformAttn(dim, 1, deform_num_heads, n_points, deform_ratio)
         self.with_cp = with_cp
         self.ffn: ConvFFN | None = None
         if with_cffn:
             self.ffn = ConvFFN(dim, int(dim * cffn_ratio))
             self.ffn_norm = nn.LayerNorm(dim, eps=1e-6)
-            self.drop_path = DropPath(drop_path)
+            self.drop_path = DropPath(drop_path_rate)
 
     def forward(
         self, query: Tensor, points: Tensor, features: Tensor, grid: tuple[int, int], shapes: list[tuple[int, int]]
@@ -121,13 +126,14 @@ class Interaction(nn.Module):
 
     Args:
         num_extra: number of further ones.
-        extractor_options: see `Extractor`.
+        dim: channels.
+        extractor_options: further keywords of `Extractor`.
     """
 
-    def __init__(self, num_extra: int, **extractor_options: int | float | bool) -> None:
+    def __init__(self, num_extra: int, dim: int, **extractor_options: Any) -> None:
         super().__init__()
-        self.extractor = Extractor(**extractor_options)
-        self.extra_extractors = nn.ModuleList(Extractor(**extractor_options) for _ in range(num_extra))
+        self.extractor = Extractor(dim, **extractor_options)
+        self.extra_extractors = nn.ModuleList(Extractor(dim, **extractor_options) for _ in range(num_extra))
 
     def forward(self, query: Tensor, *where: Tensor | tuple | list) -> Tensor:
         """Map tokens as `Extractor` does."""

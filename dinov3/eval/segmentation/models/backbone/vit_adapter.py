@@ -4,6 +4,7 @@ image → convolutions: tokens at strides 8, 16, 32, which cross-attend to the V
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,55 +26,31 @@ class ViTAdapter(nn.Module):
     """Maps of four strides from an image and a plain ViT's patch tokens; the ViT itself is not part of it.
 
     Args:
-        embed_dim: width of the ViT.
+        embed_dim: channels of the ViT.
         in_channels: channels of the image.
         conv_inplane: channels of the convolutions at stride 4.
-        n_points: sampling points per attention head.
-        deform_num_heads: attention heads.
-        drop_path_rate: probability that a feed-forward network is skipped in training.
-        with_cffn: whether feed-forward networks follow the attention.
-        cffn_ratio: their channels inside, as a share of the ViT's width.
-        deform_ratio: channels of the attention's values, as a share of the ViT's width.
-        add_vit_feature: whether to add the ViT's maps to the results.
+        add_vit_feature: whether to add the ViT's feature maps to the results.
         use_extra_extractor: whether two more extractors follow the last interaction.
-        with_cp: recompute activations in the backward pass instead of keeping them.
-
-    Raises:
-        ValueError: a width that the attention heads cannot share.
+        extractor_options: further keywords of `Extractor`, such as `n_points`.
     """
 
     def __init__(
         self,
         embed_dim: int,
         in_channels: int = 3,
+        *,
         conv_inplane: int = 64,
-        n_points: int = 4,
-        deform_num_heads: int = 16,
-        drop_path_rate: float = 0.3,
-        with_cffn: bool = True,
-        cffn_ratio: float = 0.25,
-        deform_ratio: float = 0.5,
         add_vit_feature: bool = True,
         use_extra_extractor: bool = True,
-        with_cp: bool = True,
+        **extractor_options: Any,
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.add_vit_feature = add_vit_feature
         self.level_embed = nn.Parameter(torch.randn(len(STRIDES), embed_dim))
         self.spm = SpatialPriorModule(in_channels, conv_inplane, embed_dim)
-        options = {
-            "dim": embed_dim,
-            "num_heads": deform_num_heads,
-            "n_points": n_points,
-            "deform_ratio": deform_ratio,
-            "with_cffn": with_cffn,
-            "cffn_ratio": cffn_ratio,
-            "drop_path": drop_path_rate,
-            "with_cp": with_cp,
-        }
         extra = [0, 0, 0, 2 if use_extra_extractor else 0]
-        self.interactions = nn.ModuleList(Interaction(number, **options) for number in extra)
+        self.interactions = nn.ModuleList(Interaction(number, embed_dim, **extractor_options) for number in extra)
         self.up = nn.ConvTranspose2d(embed_dim, embed_dim, 2, stride=2)
         self.norm1, self.norm2, self.norm3, self.norm4 = (BatchNorm2d(embed_dim) for _ in range(4))
         for part in (self.spm, self.interactions, self.up):

@@ -4,6 +4,7 @@ maps of four strides → 1×1 convolutions → deformable attention over the thr
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from dinov3.eval.segmentation.models.utils.position_encoding import PositionEmbe
 from dinov3.eval.segmentation.precision import without_autocast
 
 NUM_GROUPS = 32
-NUM_POINTS = 4
+NUM_POINTS = 4  # sampling points per head and map
 
 
 class GroupNorm(nn.GroupNorm):
@@ -57,16 +58,15 @@ class EncoderLayer(nn.Module):
 
     Args:
         d_model: channels.
+        n_levels: number of maps.
         d_ffn: channels inside of the feed-forward network.
         dropout: probability that an activation is dropped.
-        n_levels: number of maps.
         n_heads: number of attention heads.
-        n_points: points per head and map.
     """
 
-    def __init__(self, d_model: int, d_ffn: int, dropout: float, n_levels: int, n_heads: int, n_points: int) -> None:
+    def __init__(self, d_model: int, n_levels: int, *, d_ffn: int, dropout: float, n_heads: int) -> None:
         super().__init__()
-        self.self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
+        self.self_attn = MSDeformAttn(d_model, n_levels, n_heads, NUM_POINTS)
         self.norm1 = nn.LayerNorm(d_model)
         self.linear1 = nn.Linear(d_model, d_ffn)
         self.linear2 = nn.Linear(d_ffn, d_model)
@@ -83,43 +83,20 @@ class EncoderLayer(nn.Module):
         return self.norm2(x + self.dropout(self.linear2(hidden)))
 
 
-class Encoder(nn.Module):
-    """The layers of an encoder, in the order of their work.
-
-    Args:
-        layers: the layers.
-    """
-
-    def __init__(self, layers: Sequence[EncoderLayer]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, position: Tensor, reference_points: Tensor, shapes: Sequence[Sequence[int]]) -> Tensor:
-        """Map tokens as `EncoderLayer` does."""
-        for layer in self.layers:
-            x = layer(x, position, reference_points, shapes)
-        return x
-
-
 class MSDeformAttnEncoder(nn.Module):
     """Deformable attention among maps of several sizes.
 
     Args:
-        d_model: channels.
-        n_heads: number of attention heads.
         num_layers: number of layers.
-        d_ffn: channels inside of the feed-forward networks.
-        dropout: probability that an activation is dropped.
+        d_model: channels.
         n_levels: number of maps.
-        n_points: points per head and map.
+        layer_options: further keywords of `EncoderLayer`.
     """
 
-    def __init__(
-        self, d_model: int, n_heads: int, num_layers: int, d_ffn: int, dropout: float, n_levels: int, n_points: int
-    ) -> None:
+    def __init__(self, num_layers: int, d_model: int, n_levels: int, **layer_options: Any) -> None:
         super().__init__()
-        arguments = (d_model, d_ffn, dropout, n_levels, n_heads, n_points)
-        self.encoder = Encoder([EncoderLayer(*arguments) for _ in range(num_layers)])
+        layers = [EncoderLayer(d_model, n_levels, **layer_options) for _ in range(num_layers)]
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})  # nested as the reference's names are
         self.level_encoding = nn.Parameter(torch.randn(n_levels, d_model))
 
     def forward(self, maps: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
@@ -131,8 +108,9 @@ class MSDeformAttnEncoder(nn.Module):
             dim=1,
         )
         points = pixel_centres(shapes, tokens).expand(-1, -1, len(shapes), -1)
-        encoded = self.encoder(tokens, position, points, shapes).transpose(1, 2)
-        flat = encoded.split([height * width for height, width in shapes], dim=-1)
+        for layer in self.encoder["layers"]:
+            tokens = layer(tokens, position, points, shapes)
+        flat = tokens.transpose(1, 2).split([height * width for height, width in shapes], dim=-1)
         return [x.unflatten(-1, shape) for x, shape in zip(flat, shapes, strict=True)]
 
 
@@ -187,13 +165,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
             self._input_conv(input_shape[name][0], conv_dim) for name in self.coarse_to_fine
         )
         self.encoder = MSDeformAttnEncoder(
-            conv_dim,
-            transformer_nheads,
             transformer_enc_layers,
-            transformer_dim_feedforward,
-            transformer_dropout,
+            conv_dim,
             len(self.coarse_to_fine),
-            NUM_POINTS,
+            d_ffn=transformer_dim_feedforward,
+            dropout=transformer_dropout,
+            n_heads=transformer_nheads,
         )
         self.position_encoding = PositionEmbeddingSine(conv_dim // 2, normalize=True)
         self.lateral_convs = nn.ModuleList([ConvNorm(finest_channels, conv_dim, 1, norm)])
@@ -210,7 +187,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return nn.Sequential(convolution, GroupNorm(NUM_GROUPS, channels))
 
     def forward_features(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Decode maps; never in half precision by autocast, which is too coarse for the places that are sampled.
+        """Decode maps; never in half precision by autocast, which is too coarse for sampling locations.
 
         Args:
             features: per name a map (B, channels, h, w).
