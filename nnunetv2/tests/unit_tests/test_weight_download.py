@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from dinov3.hub.backbones import create_model
 from dinov3.weights import download
@@ -83,6 +83,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def be_the_hub(server: ThreadingHTTPServer, behaviour: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"http://127.0.0.1:{server.server_port}/{behaviour}/{{repo_id}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", address, raising=False)  # older releases
 
 
 BROKEN = [
