@@ -25,14 +25,13 @@ from nnunetv2.experiment.plans import (
     check_configuration,
     check_name,
     check_results,
-    differences_between,
+    differences_from,
     listed,
     read_plans,
     resolve,
     write_new_plans,
 )
 from nnunetv2.experiment.schema import (
-    as_stored,
     build,
     config_source,
     find_config,
@@ -239,7 +238,9 @@ def stored_plans(args: argparse.Namespace, config: Any, folder: Path) -> dict[st
     stored = resolve(plans, args.configuration).get(EXPERIMENT_KEY)
     if stored is None:
         raise ExperimentError(f"the plans {plans['plans_name']!r} are not those of an experiment")
-    differences = list(differences_between(stored, as_stored(config))) if config is not None else []
+    differences: list[str] = []
+    if config is not None:
+        differences += differences_from(plans, args.configuration, read_dataset_json(folder), config)
     if differences:
         raise ExperimentError(
             f"the experiment {name!r} was trained with another configuration (then → now):\n{listed(differences)}\n"
