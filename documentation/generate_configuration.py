@@ -1,19 +1,21 @@
 """Write documentation/configuration.md from the dataclasses of the configuration; a test keeps the two together."""
 
 import ast
-import importlib
 import inspect
+import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
-from nnunetv2.experiment.decoder_options import FACTORY, packaged_decoders, read_factory
-from nnunetv2.experiment.schema import default_of, packaged_configs, type_text
+from nnunetv2.experiment.decoder_options import FACTORY, load_decoder, packaged_decoders, read_options
+from nnunetv2.experiment.schema import packaged_configs
 from nnunetv2.model.backbone_families import FAMILIES
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
@@ -29,6 +31,18 @@ OWN_OPTIONS = {
 }
 # The types of values that a schema leaves to a rule.
 ANY_TYPES = {"model.backbone_out_layers": "str or list of int"}
+# Names of JSON Schema to those of this page.
+TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "str", "array": "list", "object": "mapping"}
+TYPES["null"] = "null"
+LIMITS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+    "multipleOf": "a multiple of {}",
+    "minItems": "at least {} entries",
+    "maxItems": "at most {} entries",
+}
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration reference
 
@@ -85,16 +99,45 @@ def rows(schema: type, prefix: str, known: type | None = None) -> Iterator[str]:
         known: a class whose fields are left out where their rows are the same.
     """
     others = set(rows(known, prefix)) if known else set()
-    for field in fields(schema):
-        if not is_dataclass(field.default_factory) and (row := row_of(field, prefix)) not in others:
-            yield row
+    texts, defaults = descriptions(schema), schema()
+    for name, rule in rules_of(schema).items():
+        if "$ref" not in rule:  # a nested class
+            allowed = ANY_TYPES.get(f"{prefix}{name}") or in_words(rule)
+            row = f"| `{prefix}{name}` | `{as_yaml(getattr(defaults, name))}` | {allowed} | {texts[name]} |"
+            if row not in others:
+                yield row
 
 
-def row_of(field: Field, prefix: str) -> str:
-    """Return the table row of a field."""
-    key, rule = f"{prefix}{field.name}", field.metadata["rule"]
-    allowed = (ANY_TYPES[key] if field.type is Any else type_text(field.type)) + (f"; {rule.text}" if rule else "")
-    return f"| `{key}` | `{as_yaml(default_of(field))}` | {allowed} | {field.metadata['text']} |"
+def descriptions(schema: type) -> dict[str, str]:
+    """The texts below the fields of a configuration class and of the classes that it inherits from."""
+    texts = {}
+    for section in filter(is_dataclass, reversed(schema.__mro__)):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+        for node, below in itertools.pairwise(definition.body):
+            if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr):
+                texts[node.target.id] = " ".join(ast.literal_eval(below.value).split())
+    return texts
+
+
+def rules_of(schema: type) -> dict[str, dict[str, Any]]:
+    """The type and the limits of every field, as pydantic tells them in JSON Schema."""
+    return TypeAdapter(schema).json_schema().get("properties", {})
+
+
+def in_words(rule: dict[str, Any]) -> str:
+    """What a value may be: `int or null; at least 1`."""
+    kinds = rule.get("anyOf", [rule])
+    limited = [part for kind in kinds for part in (kind, kind.get("items", {}))]
+    limits = [text.format(part[key]) for part in limited for key, text in LIMITS.items() if key in part]
+    return " or ".join(map(type_name, kinds)) + ("; " if limits else "") + ", ".join(limits)
+
+
+def type_name(kind: dict[str, Any]) -> str:
+    """The name of a type: `int`, `list of int`; of some texts what they are."""
+    if "enum" in kind:
+        return ", ".join(kind["enum"])
+    name = TYPES[kind["type"]] if "type" in kind else "any"
+    return f"{name} of {type_name(kind['items'])}" if "items" in kind else name
 
 
 def as_yaml(value: object) -> str:
@@ -150,13 +193,15 @@ def option_rows(module: str) -> Iterator[str]:
     Raises:
         ValueError: an option is described nowhere.
     """
-    texts = described_arguments(inspect.signature(getattr(importlib.import_module(module), FACTORY)).return_annotation)
-    for key, option in read_factory(module).options.items():
-        text = OWN_OPTIONS.get((module, key)) or texts.get(key)
+    factory, schema = getattr(load_decoder(module), FACTORY), read_options(module)
+    texts = described_arguments(factory if inspect.isclass(factory) else inspect.signature(factory).return_annotation)
+    rules = rules_of(schema)
+    for option in fields(schema):
+        text = OWN_OPTIONS.get((module, option.name)) or texts.get(option.name)
         if text is None:
-            raise ValueError(f"the docstring of the model class of {module} does not say what {key} is")
-        default = as_yaml(ast.literal_eval(option.default))
-        yield f"| `model.decoder.{key}` | `{default}` | {' or '.join(option.type_names)} | {text} |"
+            raise ValueError(f"the docstring of the model class of {module} does not say what {option.name} is")
+        default, kind = as_yaml(option.default_factory()), in_words(rules[option.name])
+        yield f"| `model.decoder.{option.name}` | `{default}` | {kind} | {text} |"
 
 
 def described_arguments(model_class: type) -> dict[str, str]:

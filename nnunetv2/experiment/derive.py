@@ -1,7 +1,6 @@
 """Derive the plans of an experiment from nnU-Net's plans and a configuration; everything automatic is resolved here."""
 
 import functools
-import json
 import pydoc
 from copy import deepcopy
 from typing import Any
@@ -9,18 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunetv2.experiment.decoder_options import FACTORY, RESOLVER
-from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.decoder_options import FACTORY, decoder_keywords
+from nnunetv2.experiment.errors import ExperimentError, not_to_be_built
 from nnunetv2.experiment.memory import Machine, check_memory
 from nnunetv2.experiment.plans import (
     CONFIG_PATH_KEY,
     EXPERIMENT_KEY,
+    as_stored,
     check_configuration,
     planar_configurations,
     resolve,
 )
 from nnunetv2.experiment.pretrained_weights import PretrainedWeights
-from nnunetv2.experiment.schema import as_stored
 from nnunetv2.model.backbone import timm_statistics, weights_follow
 from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -132,27 +131,15 @@ def architecture_keywords(
         "freeze_backbone": model.freeze_backbone,
         "use_lora": lora.enabled,
         "lora_rank": lora.r,
-        "lora_alpha": lora.scale,
+        "lora_alpha": lora.lora_alpha,
         "lora_dropout": lora.lora_dropout,
         "lora_target_modules": list(lora.target_modules),
+        "use_rslora": lora.use_rslora,
         "out_layers": model.out_layers,
         "input_norm": resolve_input_norm(model.input_norm, model.backbone, normalization_schemes),
         "precision": config.train.precision,
-        **_decoder_keywords(model, batch_size, regions),
+        **decoder_keywords(model, batch_size, regions),
     }
-
-
-def _decoder_keywords(model: Any, batch_size: int, regions: bool) -> dict[str, Any]:
-    """The decoder's options; its module may have a function that decides on what is automatic."""
-    try:
-        resolve_options = pydoc.locate(f"{model.model_path}.{RESOLVER}")
-        if not resolve_options:
-            return model.decoder
-        resolved = dict(resolve_options(dict(model.decoder), batch_size, regions))
-        json.dumps(resolved)  # what cannot be written into plans is told now
-        return resolved
-    except Exception as error:  # whatever a decoder of the user's own raises
-        raise _not_to_be_built(error) from error
 
 
 def resolve_input_norm(choice: str, backbone: str, normalization_schemes: list[str]) -> dict[str, list[float]] | None:
@@ -207,12 +194,7 @@ def build_on_meta(planar: dict[str, Any], num_classes: int) -> nn.Module:
             options = {"num_classes": num_classes, "input_channels": channels, "deep_supervision": False}
             return factory(**options, **architecture["arch_kwargs"]).to("meta")
     except Exception as error:  # whatever a decoder of the user's own raises
-        raise _not_to_be_built(error) from error
-
-
-def _not_to_be_built(error: Exception) -> ExperimentError:
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return ExperimentError(f"the network cannot be built as configured: {kind}{' '.join(str(error).split())}")
+        raise not_to_be_built(error) from error
 
 
 def _resolve_layers(planar: dict[str, Any], network: nn.Module, num_classes: int) -> None:
@@ -233,7 +215,7 @@ def _resolve_layers(planar: dict[str, Any], network: nn.Module, num_classes: int
             outputs = _logits_of_both_modes(network, images)
         layers = list(network.feature_indices)
     except Exception as error:  # whatever a decoder of the user's own raises
-        raise _not_to_be_built(error) from error
+        raise not_to_be_built(error) from error
     expected = (planar["batch_size"], num_classes, *planar["patch_size"])
     for logits in outputs:
         if logits.shape != expected:

@@ -3,13 +3,18 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.experiment.decoder_options import backbone_keywords, decoder_keywords
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.files import replace_when_complete
+from nnunetv2.experiment.schema import Schema, check, describe, read, refuse
 
-EXPERIMENT_KEY = "vit"  # the resolved experiment configuration, within a configuration of the plans
+# The resolved experiment configuration, within a configuration of the plans. The options of the decoder are not in it:
+# the keywords of the network hold them.
+EXPERIMENT_KEY = "vit"
 CONFIG_PATH_KEY = "vit_config_path"  # where it was read from, beside the configurations; for people, nothing reads it
 # Keys that came later, and the value with which experiments of plans without them were trained
 LATER_KEYS = {"auxiliary_losses": True}
@@ -91,6 +96,53 @@ def resolve(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
         merged.update(plans["configurations"][name])
     merged.pop("inherits_from", None)
     return merged
+
+
+def as_stored(config: Any) -> dict[str, Any]:
+    """A configuration object as it stands in the plans, which must not depend on where a command is run."""
+    stored = asdict(config)
+    for key in config.model.decoder_keys(config.model.decoder):
+        del stored["model"][key]
+    if config.model.checkpoint_path:
+        path = Path(config.model.checkpoint_path).expanduser()
+        # not the file itself: what an index of shards links to, as in the hub's cache, lies in another folder
+        stored["model"]["checkpoint_path"] = str(path.parent.resolve() / path.name)
+    return stored
+
+
+def restore(schema: type[Schema], planar: dict[str, Any]) -> Schema:
+    """Make the configuration object of a derived configuration; files that were needed then may be gone.
+
+    Raises:
+        ExperimentError: the plans were changed by hand, to what no configuration can be.
+    """
+    keywords = planar["architecture"]["arch_kwargs"]
+    options = {key: value for key, value in keywords.items() if key not in backbone_keywords()}
+    values = planar[EXPERIMENT_KEY]
+    values = {**values, "model": {**values["model"], **schema().model.decoder_keys(options)}}
+    refuse((describe(error, schema) for error in check(schema, values)), "the experiment in the plans")
+    return read(schema, values)
+
+
+def differences_from(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], config: Any
+) -> Iterator[str]:
+    """Yield in what a configuration object differs from the one that the plans of an experiment were derived from.
+
+    Args:
+        plans: the plans of the experiment.
+        configuration: a configuration of these plans.
+        dataset_json: the data set's `dataset.json`.
+        config: the checked configuration object.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # loads torch
+
+    planar = resolve(plans, configuration)
+    yield from differences_between(planar[EXPERIMENT_KEY], as_stored(config))
+    regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
+    options = decoder_keywords(config.model, planar["batch_size"], regions)
+    keywords = planar["architecture"]["arch_kwargs"]
+    yield from differences_between({key: keywords.get(key) for key in options}, options, "model.decoder")
 
 
 def check_configuration(plans: dict[str, Any], configuration: str) -> None:

@@ -1,17 +1,20 @@
-"""Configuration files: dataclass fields with their rules, reading, merging, and all problems told at once.
+"""Configuration files: reading, merging, checking by pydantic, and all problems told at once.
 
 Nothing heavy is imported here: a wrong configuration is found before torch is loaded.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 import nnunetv2
 from nnunetv2.experiment.errors import ExperimentError
@@ -23,52 +26,37 @@ CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE / "training" / "nnUNetTrainer" / 
 Schema = TypeVar("Schema")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a field may hold.
+class Section:
+    """Base of the dataclasses of a configuration: other keys than their fields, NaN and infinity are errors."""
 
-    Attributes:
-        text: the rule in words, for messages and the configuration reference.
-        holds: whether a value keeps it; never None, unless the field takes `Any`.
-    """
-
-    text: str
-    holds: Callable[[Any], bool]
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def one_of(*names: str) -> Rule:
-    """One of some names."""
-    return Rule(", ".join(names), lambda value: value in names)
+class OneOf:
+    """In the annotation of a text: one of some names. OmegaConf reads `Literal` only from its version 2.4 on."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __get_pydantic_core_schema__(self, _source: type, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Return what pydantic makes of `Literal`."""
+        return core_schema.literal_schema(list(self.names))
 
 
-def at_least(minimum: float) -> Rule:
-    """A finite number not below a minimum."""
-    return Rule(f"at least {minimum:g}", lambda value: minimum <= value < math.inf)
-
-
-def above(limit: float) -> Rule:
-    """A finite number greater than a limit."""
-    return Rule(f"above {limit:g}", lambda value: limit < value < math.inf)
-
-
-def within(low: float, high: float) -> Rule:
-    """A number from `low` (included) to `high` (excluded)."""
-    return Rule(f"in [{low:g}, {high:g})", lambda value: low <= value < high)
-
-
-def option(default: Any, text: str, rule: Rule | None = None) -> Any:
-    """A dataclass field with a description and a rule; lists, dicts and nested configurations are made anew each time.
+def rule(allowed: str, holds: Callable[[Any], bool]) -> AfterValidator:
+    """In the annotation of a field: a rule that pydantic has no constraint for.
 
     Args:
-        default: the default value, or a dataclass for a nested configuration.
-        text: what the field is for, as the configuration reference prints it.
-        rule: what the field may hold, beyond its type.
+        allowed: the rule in words.
+        holds: whether a value keeps it.
     """
-    metadata = {"text": text, "rule": rule}
-    if isinstance(default, (type, list, dict)):
-        factory = default if isinstance(default, type) else lambda: type(default)(default)
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
+
+    def checked(value: Any) -> Any:
+        if not holds(value):
+            raise PydanticCustomError("rule", f"Input should be {allowed}")
+        return value
+
+    return AfterValidator(checked)
 
 
 def packaged_configs() -> list[str]:
@@ -210,12 +198,72 @@ def build(schema: type, values: dict[str, Any], source: str) -> Any:
     Raises:
         ExperimentError: names every unknown key, wrong type and impossible value, one in a line.
     """
-    config = OmegaConf.structured(schema)
-    problems = list(_assign(config, schema, values, ""))
-    result = OmegaConf.to_object(config)
-    stored = result.stored()
-    refuse([*problems, *_broken_rules(result, ""), *stored.problems()], source)
+    values = plain(values)
+    errors = check(schema, values)
+    for error in errors:  # the other values are checked against each other as well
+        values = _without(values, error["loc"])
+    stored = read(schema, values).stored()
+    refuse([*(describe(error, schema) for error in errors), *stored.problems()], source)
     return stored
+
+
+def read(schema: type[Schema], values: dict[str, Any]) -> Schema:
+    """Make an object of a dataclass from values as a file has them, with the defaults for those that it lacks.
+
+    Raises:
+        ValidationError: there is an unknown key, a wrong type or an impossible value.
+    """
+    # as JSON: strict about numbers and texts, but a sequence of any kind is a list, and a mapping may be a dataclass
+    return TypeAdapter(schema).validate_json(json.dumps(values, default=repr), strict=True)
+
+
+def check(schema: type, values: dict[str, Any]) -> list[ErrorDetails]:
+    """Return every unknown key, wrong type and impossible value."""
+    try:
+        read(schema, values)
+    except ValidationError as error:
+        return error.errors(include_url=False)
+    return []
+
+
+def describe(error: ErrorDetails, schema: type, prefix: str = "") -> str:
+    """Say what is wrong: the dotted name of the key, the value found, and what is allowed.
+
+    Args:
+        error: one of `check`.
+        schema: the dataclass that was checked.
+        prefix: what stands before the names of its keys.
+    """
+    *sections, key = error["loc"]
+    name = prefix + _dotted(error["loc"])
+    if error["type"] != "unexpected_keyword_argument":
+        return f"{name}: {error['msg']}, found {error['input']!r}"
+    schema = functools.reduce(lambda section, name: _nested(section)[name], sections, schema)
+    known = [field.name for field in fields(schema)]
+    allowed = ", ".join(prefix + _dotted((*sections, other)) for other in known)
+    return f"unknown key {name} (value {error['input']!r}){did_you_mean(str(key), known)}; allowed: {allowed}"
+
+
+def _nested(schema: type) -> dict[str, type]:
+    return {field.name: field.default_factory for field in fields(schema)}
+
+
+def _dotted(location: Sequence[str | int]) -> str:
+    """`model.out_layers[1]` of its parts."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+
+
+def plain(values: Any) -> Any:
+    """Values as they come back from a JSON file: lists for tuples, texts for keys."""
+    return json.loads(json.dumps(values, default=repr))
+
+
+def _without(values: dict[str, Any], location: Sequence[str | int]) -> dict[str, Any]:
+    """Nested values without the one at a location, or without the list that it stands in."""
+    key, *inner = location
+    if inner and isinstance(values.get(key), dict):
+        return {**values, key: _without(values[key], inner)}
+    return {other: value for other, value in values.items() if other != key}
 
 
 def refuse(problems: Iterable[str], source: str) -> None:
@@ -231,74 +279,6 @@ def refuse(problems: Iterable[str], source: str) -> None:
         raise ExperimentError("\n".join([f"{source} has {len(lines)} problems:", *lines]))
 
 
-def restore(schema: type[Schema], values: dict[str, Any]) -> Schema:
-    """Make a configuration object of values that were checked when the plans were derived.
-
-    Files that were needed then, such as pretrained weights, may be gone.
-    """
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
-
-
-def as_stored(config: Any) -> dict[str, Any]:
-    """A configuration object as it stands in the plans, which must not depend on where a command is run."""
-    stored = asdict(config)
-    if config.model.checkpoint_path:
-        path = Path(config.model.checkpoint_path).expanduser()
-        # not the file itself: what an index of shards links to, as in the hub's cache, lies in another folder
-        stored["model"]["checkpoint_path"] = str(path.parent.resolve() / path.name)
-    return stored
-
-
 def load_config(schema: type, name_or_path: str, overrides: Sequence[str] = ()) -> Any:
     """Read, merge and check a configuration (see `find_config`, `read_values`, `build`)."""
     return build(schema, read_values(find_config(name_or_path), overrides), name_or_path)
-
-
-def _assign(config: DictConfig, schema: type, values: dict[str, Any], prefix: str) -> Iterator[str]:
-    """Write values into a structured configuration and yield what cannot be written."""
-    known = {f.name: f for f in fields(schema)}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in known:
-            allowed = ", ".join(prefix + k for k in known)
-            yield f"unknown key {name} (value {value!r}){did_you_mean(str(key), known)}; allowed: {allowed}"
-        elif is_dataclass(known[key].default_factory):
-            if isinstance(value, dict):
-                yield from _assign(config[key], known[key].default_factory, value, f"{name}.")
-            else:
-                yield f"{name} must be a mapping, found {value!r}"
-        else:
-            yield from _assign_leaf(config, known[key], value, name)
-
-
-def _assign_leaf(config: DictConfig, leaf: Field, value: Any, name: str) -> Iterator[str]:
-    try:
-        if "bool" in type_text(leaf.type) and not isinstance(value, (bool, type(None))):
-            raise ValidationError  # omegaconf takes any number for a truth value
-        OmegaConf.update(config, leaf.name, value, merge=False)
-    except OmegaConfBaseException:
-        yield f"{name} must be {type_text(leaf.type)}, found {value!r}"
-
-
-def _broken_rules(config: Any, prefix: str) -> Iterator[str]:
-    for leaf in fields(config):
-        value = getattr(config, leaf.name)
-        rule = leaf.metadata["rule"]
-        if is_dataclass(value):
-            yield from _broken_rules(value, f"{prefix}{leaf.name}.")
-        elif rule is not None and (value is not None or leaf.type is Any) and not rule.holds(value):
-            yield f"{prefix}{leaf.name} must be {rule.text}, found {value!r}"
-
-
-def type_text(annotation: Any) -> str:
-    """A field's type in words: `int`, `float or null`, `list of int`."""
-    text = str(annotation) if not isinstance(annotation, type) or "[" in str(annotation) else annotation.__name__
-    text = text.replace("typing.", "").replace("Optional[", "").replace("dict[str, Any]", "mapping")
-    optional = "Optional" in str(annotation) or "None" in str(annotation)
-    text = text.replace(" | None", "").replace("list[", "list of ").replace("]", "")
-    return f"{text} or null" if optional else text
-
-
-def default_of(leaf: Field) -> Any:
-    """The default value of a field."""
-    return leaf.default if leaf.default is not MISSING else leaf.default_factory()

@@ -21,6 +21,8 @@ def enable_lora(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.05,
     target_modules: Sequence[str] | None = None,
+    use_rslora: bool = False,
+    used_blocks: int | None = None,
 ) -> "PeftModel":
     """Add low-rank adapters to linear layers of the transformer blocks; only the adapters remain trainable.
 
@@ -33,6 +35,8 @@ def enable_lora(
         lora_dropout: dropout on the adapters' input.
         target_modules: last names of the layers to adapt, such as `qkv`, `proj`, `fc1`; by default `qkv`. They are
             looked for only inside the blocks: `proj` does not match the convolution of the patch embedding.
+        use_rslora: scale by `lora_alpha / √rank` instead.
+        used_blocks: number of blocks that are run; the adapters of later ones do not train. By default all.
 
     Returns:
         The wrapped backbone; its attributes and methods are those of the backbone.
@@ -40,32 +44,19 @@ def enable_lora(
     Raises:
         ValueError: the backbone has adapters, the rank is not positive, or a target matches no linear layer of a block.
     """
-    check_not_enabled(backbone)
-    adapted = add_lora(
-        backbone, rank, lora_alpha, lora_dropout, DEFAULT_TARGETS if target_modules is None else target_modules
-    )
-    report_trainable(adapted)
-    return adapted
-
-
-def check_not_enabled(backbone: "nn.Module | PeftModel") -> None:
-    """Check that a backbone has no adapters.
-
-    Raises:
-        ValueError: it has.
-    """
     if _has_adapters(backbone):
         raise ValueError("LoRA is already enabled; call disable_lora() first")
-
-
-def report_trainable(backbone: "PeftModel") -> None:
-    """Log how many of an adapted backbone's parameters train, and in which layers."""
-    names = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+    targets = DEFAULT_TARGETS if target_modules is None else target_modules
+    adapted = add_lora(backbone, rank, lora_alpha, lora_dropout, targets, use_rslora=use_rslora)
+    if used_blocks is not None:
+        adapted.blocks[used_blocks:].requires_grad_(False)
+    names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     layers = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names})
-    trainable, total = backbone.get_nb_trainable_parameters()
+    trainable, total = adapted.get_nb_trainable_parameters()
     logger.info(
         "LoRA on %s: %s of the backbone's %s parameters train", ", ".join(layers), f"{trainable:,}", f"{total:,}"
     )
+    return adapted
 
 
 def disable_lora(backbone: "nn.Module | PeftModel") -> nn.Module:

@@ -112,29 +112,7 @@ def _as_tokens(patches: Tensor, first: Tensor) -> Tensor:
     return torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-def create_segmentation_model(
-    backbone_name: str = "dinov3",
-    backbone_size: str = "large",
-    num_classes: int = 1,
-    *backbone_arguments: Any,
-    fusion_hidden_size: int = 256,
-    readout_type: str = "project",
-    use_batch_norm_in_fusion_residual: bool | str = True,
-    decoder_dropout: float = 0.1,
-    **backbone_options: Any,
-) -> DPTSegmentationModel:
-    """Create DPT on a ViT; the arguments are those of `DPTSegmentationModel` and `ViTSegmentationModel`."""
-    return DPTSegmentationModel(
-        backbone_name,
-        backbone_size,
-        num_classes,
-        *backbone_arguments,
-        fusion_hidden_size=fusion_hidden_size,
-        readout_type=readout_type,
-        use_batch_norm_in_fusion_residual=use_batch_norm_in_fusion_residual,
-        decoder_dropout=decoder_dropout,
-        **backbone_options,
-    )
+create_segmentation_model = DPTSegmentationModel
 
 
 def resolve_options(options: dict[str, Any], batch_size: int, regions: bool) -> dict[str, Any]:

@@ -47,15 +47,4 @@ class LinearSegmentationModel(LastLayerModel):
         return resize(self.head(torch.cat(features, dim=1)), output_size)
 
 
-def create_segmentation_model(
-    backbone_name: str = "dinov3",
-    backbone_size: str = "large",
-    num_classes: int = 1,
-    *backbone_arguments: Any,
-    dropout: float = 0.1,
-    **backbone_options: Any,
-) -> LinearSegmentationModel:
-    """Create a linear probe; the arguments are those of `LinearSegmentationModel` and `ViTSegmentationModel`."""
-    return LinearSegmentationModel(
-        backbone_name, backbone_size, num_classes, *backbone_arguments, dropout=dropout, **backbone_options
-    )
+create_segmentation_model = LinearSegmentationModel

@@ -124,33 +124,7 @@ class M2FSegmentationModel(ViTSegmentationModel):
         return torch.cat([queries_to_logits(masks, classes, size, self.regions) for masks, classes in images])
 
 
-def create_segmentation_model(
-    backbone_name: str = "dinov3",
-    backbone_size: str = "large",
-    num_classes: int = 1,
-    *backbone_arguments: Any,
-    hidden_dim: int = 2048,
-    num_queries: int = 100,
-    regions: bool = False,
-    dim_feedforward: int = 4096,
-    enc_layers: int = 6,
-    dec_layers: int = 9,
-    **backbone_options: Any,
-) -> M2FSegmentationModel:
-    """Create Mask2Former on a ViT; the arguments are those of `M2FSegmentationModel` and `ViTSegmentationModel`."""
-    return M2FSegmentationModel(
-        backbone_name,
-        backbone_size,
-        num_classes,
-        *backbone_arguments,
-        hidden_dim=hidden_dim,
-        num_queries=num_queries,
-        regions=regions,
-        dim_feedforward=dim_feedforward,
-        enc_layers=enc_layers,
-        dec_layers=dec_layers,
-        **backbone_options,
-    )
+create_segmentation_model = M2FSegmentationModel
 
 
 def resolve_options(options: dict[str, Any], batch_size: int, regions: bool) -> dict[str, Any]:

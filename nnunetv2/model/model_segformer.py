@@ -68,27 +68,7 @@ class SegFormerSegmentationModel(ViTSegmentationModel):
         return resize(x, output_size) if self.upsampler is None else self.upsampler(x, output_size)
 
 
-def create_segmentation_model(
-    backbone_name: str = "dinov3",
-    backbone_size: str = "large",
-    num_classes: int = 1,
-    *backbone_arguments: Any,
-    decoder_hidden_size: int = 256,
-    upsampling: str = "progressive",
-    decoder_dropout: float = 0.1,
-    **backbone_options: Any,
-) -> SegFormerSegmentationModel:
-    """Create SegFormer on a ViT; the arguments are those of `SegFormerSegmentationModel` and `ViTSegmentationModel`."""
-    return SegFormerSegmentationModel(
-        backbone_name,
-        backbone_size,
-        num_classes,
-        *backbone_arguments,
-        decoder_hidden_size=decoder_hidden_size,
-        upsampling=upsampling,
-        decoder_dropout=decoder_dropout,
-        **backbone_options,
-    )
+create_segmentation_model = SegFormerSegmentationModel
 
 
 def create_segformer_model(

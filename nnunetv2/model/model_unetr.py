@@ -167,26 +167,4 @@ class UNETRSegmentationModel(ViTSegmentationModel):
         return logits if logits.shape[-2:] == tuple(output_size) else resize(logits, output_size)
 
 
-def create_segmentation_model(
-    backbone_name: str = "dinov3",
-    backbone_size: str = "large",
-    num_classes: int = 1,
-    *backbone_arguments: Any,
-    decoder_channels: Sequence[int] = (512, 256, 128, 64, 32),
-    negative_slope: float = 0.01,
-    upsample_mode: str = "deconv",
-    image_branch: bool = False,
-    **backbone_options: Any,
-) -> UNETRSegmentationModel:
-    """Create UNETR on a ViT; the arguments are those of `UNETRSegmentationModel` and `ViTSegmentationModel`."""
-    return UNETRSegmentationModel(
-        backbone_name,
-        backbone_size,
-        num_classes,
-        *backbone_arguments,
-        decoder_channels=decoder_channels,
-        negative_slope=negative_slope,
-        upsample_mode=upsample_mode,
-        image_branch=image_branch,
-        **backbone_options,
-    )
+create_segmentation_model = UNETRSegmentationModel

@@ -131,26 +131,4 @@ class UperNetSegmentationModel(ViTSegmentationModel):
         return self.upsampler(x, features[:0:-1], output_size)
 
 
-def create_segmentation_model(
-    backbone_name: str = "dinov3",
-    backbone_size: str = "large",
-    num_classes: int = 1,
-    *backbone_arguments: Any,
-    hidden_size: int = 512,
-    pool_scales: Sequence[int] = (1, 2, 3, 6),
-    use_progressive_upsample: bool = True,
-    decoder_dropout: float = 0.1,
-    **backbone_options: Any,
-) -> UperNetSegmentationModel:
-    """Create UperNet on a ViT; the arguments are those of `UperNetSegmentationModel` and `ViTSegmentationModel`."""
-    return UperNetSegmentationModel(
-        backbone_name,
-        backbone_size,
-        num_classes,
-        *backbone_arguments,
-        hidden_size=hidden_size,
-        pool_scales=pool_scales,
-        use_progressive_upsample=use_progressive_upsample,
-        decoder_dropout=decoder_dropout,
-        **backbone_options,
-    )
+create_segmentation_model = UperNetSegmentationModel

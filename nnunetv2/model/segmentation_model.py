@@ -11,9 +11,8 @@ from dinov3.eval.segmentation.models.utils.extent import pad_to_multiple
 from dinov3.models.feature_layers import BackboneLayersSet, ends_of_quarters, layer_indices
 from dinov3.models.features import get_vit_features
 from dinov3.models.freezing import eval_if_frozen, no_grad_if_frozen
-from dinov3.models.lora import add_lora
 from nnunetv2.model.backbone import create_backbone
-from nnunetv2.model.lora import DEFAULT_TARGETS, check_not_enabled, disable_lora, report_trainable
+from nnunetv2.model.lora import disable_lora, enable_lora
 from nnunetv2.model.parameter_counts import count_parameters_per_part
 from nnunetv2.model.precision import DTYPES, autocast_for
 
@@ -39,6 +38,7 @@ class ViTSegmentationModel(nn.Module):
         input_norm: `{"mean": [...], "std": [...]}`, one number per channel, applied to the input; None for none.
         precision: `float32`, `float16` or `bfloat16`: of the whole forward pass, in training and in prediction.
         deep_supervision: must be false; nnU-Net passes it.
+        use_rslora: scale the adapters by `lora_alpha / √lora_rank` instead.
 
     Attributes:
         backbone: the ViT.
@@ -75,6 +75,7 @@ class ViTSegmentationModel(nn.Module):
         input_norm: dict[str, list[float]] | None = None,
         precision: str = "float32",
         deep_supervision: bool = False,
+        use_rslora: bool = False,
     ) -> None:
         super().__init__()
         if deep_supervision:
@@ -92,7 +93,7 @@ class ViTSegmentationModel(nn.Module):
         self._set_input_norm(input_norm)
         self.mode = "full"
         if use_lora:
-            self.enable_lora(lora_rank, lora_alpha, lora_dropout, lora_target_modules)
+            self.enable_lora(lora_rank, lora_alpha, lora_dropout, lora_target_modules, use_rslora)
         elif freeze_backbone:
             self.freeze_backbone()
         else:
@@ -150,17 +151,17 @@ class ViTSegmentationModel(nn.Module):
         lora_alpha: float = 16.0,
         lora_dropout: float = 0.05,
         target_modules: Sequence[str] | None = None,
+        use_rslora: bool = False,
     ) -> None:
         """Wrap the backbone with low-rank adapters; only these and the decoder train (see `lora.enable_lora`).
 
         Raises:
-            ValueError: LoRA is enabled already, or see `lora.enable_lora`.
+            ValueError: see `lora.enable_lora`.
         """
-        check_not_enabled(self.backbone)
-        targets = DEFAULT_TARGETS if target_modules is None else target_modules
-        self.backbone = add_lora(self.backbone, rank, lora_alpha, lora_dropout, targets)
-        self._freeze_unused()
-        report_trainable(self.backbone)
+        used_blocks = self.feature_indices[-1] + 1
+        self.backbone = enable_lora(
+            self.backbone, rank, lora_alpha, lora_dropout, target_modules, use_rslora, used_blocks
+        )
         self.mode = "lora"
         self.backbone.train(self.training)  # it was in evaluation mode if it was frozen
 

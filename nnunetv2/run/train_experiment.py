@@ -21,13 +21,13 @@ from nnunetv2.experiment.plans import (
     EXPERIMENT_KEY,
     check_configuration,
     check_results,
-    differences_between,
+    differences_from,
     listed,
     read_plans,
     resolve,
     write_new_plans,
 )
-from nnunetv2.experiment.schema import as_stored, build, config_source, find_config, find_file, read_values, refuse
+from nnunetv2.experiment.schema import build, config_source, find_config, find_file, read_values, refuse
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.arguments import TrainingArguments
 from nnunetv2.run.cpu_cores import check_process_counts
@@ -157,7 +157,9 @@ def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str
     stored = resolve(plans, args.configuration).get(EXPERIMENT_KEY)
     if stored is None:
         raise ExperimentError(f"the plans {plans['plans_name']!r} are not those of an experiment")
-    differences = list(differences_between(stored, as_stored(config))) if config is not None else []
+    differences: list[str] = []
+    if config is not None:
+        differences += differences_from(plans, args.configuration, read_dataset_json(folder), config)
     if differences:
         raise ExperimentError(
             f"the experiment {name!r} was trained with another configuration (then → now):\n{listed(differences)}\n"

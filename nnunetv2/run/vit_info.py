@@ -4,12 +4,13 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from nnunetv2.experiment.decoder_options import packaged_decoders, read_factory
+from nnunetv2.experiment.decoder_options import packaged_decoders, read_options
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.schema import build, find_config, find_path, packaged_configs, read_values
 from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
@@ -68,7 +69,9 @@ def overview() -> Iterator[str]:
     ]
     backbones.append((f"{TIMM_PREFIX}<name>", "-", "-", "its page on the hub", "timm's hub copies"))
     yield from table(("model.backbone", "model.backbone_size", "patch", "licence of the weights", "weights"), backbones)
-    decoders = [(module, ", ".join(read_factory(module).options)) for module in packaged_decoders()]
+    decoders = [
+        (module, ", ".join(option.name for option in fields(read_options(module)))) for module in packaged_decoders()
+    ]
     yield from table(("model.model_path", "model.decoder"), decoders)
     configs = [(name, *_config_row(name)) for name in packaged_configs()]
     yield from table(("--config", "trainer", "decoder", "backbone", "mode"), configs)

@@ -88,8 +88,11 @@ def cases() -> dict[str, Callable[[], nn.Module]]:
 def factories() -> dict[str, Callable[..., nn.Module]]:
     """Every factory of the package, by its module and name; the model that takes what they hand on is one of them."""
     found = [ViTSegmentationModel, create_segformer_model]
-    found += [import_module(f"nnunetv2.model.{module}").create_segmentation_model for module, _ in DECODERS.values()]
-    return {f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}": factory for factory in found}
+    named = {f"{factory.__module__.rpartition('.')[2]}.{factory.__name__}": factory for factory in found}
+    for module, _ in DECODERS.values():
+        create = import_module(f"nnunetv2.model.{module}").create_segmentation_model  # of most a class by that name
+        named[f"{module}.create_segmentation_model"] = create
+    return named
 
 
 def pins() -> dict[str, Callable[[], list[str]]]:

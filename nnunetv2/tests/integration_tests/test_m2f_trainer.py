@@ -333,10 +333,10 @@ def test_commands_from_training_to_import(workplace, tmp_path: Path):
     [
         (["train.precision=bfloat16"], "train.precision is bfloat16, model.autocast_dtype float32"),
         (["train.gradient_clip=1"], "unknown key train.gradient_clip"),
-        (["model.hidden_dim=100"], "model.hidden_dim must be a positive multiple of 32, found 100"),
-        (["model.backbone_out_layers=LAST"], "model.backbone_out_layers must be FOUR_EVEN_INTERVALS"),
+        (["model.hidden_dim=100"], "model.hidden_dim: Input should be a multiple of 32, found 100"),
+        (["model.backbone_out_layers=LAST"], "model.backbone_out_layers: Input should be FOUR_EVEN_INTERVALS"),
         (["model.backbone_out_layers=[0,1,2,9]"], "must be ascending block indices from 0 to 3"),
-        (["m2f_train.num_points=0"], "m2f_train.num_points must be at least 1"),
+        (["m2f_train.num_points=0"], "m2f_train.num_points: Input should be greater than 0, found 0"),
         (["model.num_queries=1"], "num_queries must be at least the number of classes (3), found 1"),
         (["-tr", "nnUNetTrainer_vit"], "unknown key m2f_train"),
     ],

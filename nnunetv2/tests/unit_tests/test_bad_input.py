@@ -2,14 +2,16 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
 import torch
 
-from nnunetv2.experiment.decoder_options import Option, misfits
+from nnunetv2.experiment.decoder_options import complete_options
 from nnunetv2.experiment.derive import build_on_meta, derive_plans
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.memory import (
@@ -127,11 +129,23 @@ def test_a_training_has_one_configuration(refusal, train: Callable, arguments: l
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("model.decoder.pool_scales=[1,two]", "model.decoder.pool_scales[1] must be int, found 'two'"),
-        ("model.decoder.pool_scales=[[1],2]", "model.decoder.pool_scales[0] must be int, found [1]"),
-        ("model.decoder.pool_scales=[1,true]", "model.decoder.pool_scales[1] must be int, found True"),
-        ("model.decoder.pool_scales=[1,null]", "model.decoder.pool_scales[1] must be int, found None"),
-        ("model.decoder.pool_scales=3", "model.decoder.pool_scales must be list, found 3"),
+        (
+            "model.decoder.pool_scales=[1,two]",
+            "model.decoder.pool_scales[1]: Input should be a valid integer, found 'two'",
+        ),
+        (
+            "model.decoder.pool_scales=[[1],2]",
+            "model.decoder.pool_scales[0]: Input should be a valid integer, found [1]",
+        ),
+        (
+            "model.decoder.pool_scales=[1,true]",
+            "model.decoder.pool_scales[1]: Input should be a valid integer, found True",
+        ),
+        (
+            "model.decoder.pool_scales=[1,null]",
+            "model.decoder.pool_scales[1]: Input should be a valid integer, found None",
+        ),
+        ("model.decoder.pool_scales=3", "model.decoder.pool_scales: Input should be a valid array, found 3"),
     ],
 )
 def test_elements_of_lists(refusal, override: str, told: str):
@@ -143,22 +157,33 @@ def test_elements_of_lists(refusal, override: str, told: str):
     [
         ("Sequence[int | float] | None", [1, 2.5], []),
         ("Sequence[int | float] | None", None, []),
-        ("Sequence[int | float] | None", [1, "x"], ["o[1] must be int or float, found 'x'"]),
-        ("list[str] | str", ["a", 1, None], ["o[1] must be str, found 1", "o[2] must be str, found None"]),
+        ("Sequence[int | float] | None", [1, "x"], ["[1]", "'x'"]),
+        ("list[str]", ["a", 1, None], ["[1]", "found 1", "[2]", "found None"]),
         ("tuple[float, ...]", [1, 2], []),
-        ("tuple[float, ...]", ["a"], ["o[0] must be float, found 'a'"]),
-        ("Sequence[int] | Sequence[str]", [1, "a"], []),
-        ("Sequence[Sequence[int]]", [[1], ["a"]], ["o[1][0] must be int, found 'a'"]),
+        ("tuple[float, ...]", ["a"], ["[0]: Input should be a valid number, found 'a'"]),
+        ("Sequence[Sequence[int]]", [[1], ["a"]], ["[1][0]: Input should be a valid integer, found 'a'"]),
         ("tuple[int, str]", [1, "a"], []),
         ("tuple[int, list[int]]", [1, [2]], []),
+        ("Literal['a', 'b']", "c", [": Input should be 'a' or 'b', found 'c'"]),
         ("list | list[int]", ["a"], []),
-        ("Sequence[Sequence[int]]", [1], ["o[0] must be list, found 1"]),
+        ("Sequence[Sequence[int]]", [1], ["[0]: Input should be a valid array, found 1"]),
         ("Sequence[Width]", ["anything"], []),
         ("Sequence", ["anything", 1], []),
     ],
 )
-def test_element_types_are_those_of_the_annotation(annotation: str, value: object, problems: list[str]):
-    assert list(misfits("o", value, Option("", annotation))) == problems
+def test_element_types_are_those_of_the_annotation(
+    monkeypatch: pytest.MonkeyPatch, annotation: str, value: object, problems: list[str]
+):
+    module = ModuleType("annotated_decoder")
+    text = f"class Width: ...\ndef create_segmentation_model(num_classes: int, o: {annotation} = None): ...\n"
+    exec(f"from collections.abc import Sequence\nfrom typing import Literal\n{text}", module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    if not problems:
+        assert complete_options(module.__name__, {"o": value}) == {"o": value}
+        return
+    with pytest.raises(ExperimentError) as caught:
+        complete_options(module.__name__, {"o": value})
+    assert all(told in str(caught.value) for told in ("model.decoder.o", *problems))
 
 
 # --- the hub, before torch is loaded ------------------------------------------------------------------------------
@@ -238,7 +263,10 @@ def test_what_can_never_fit_is_told_before_it_is_built(refusal, overrides: list[
 @pytest.mark.parametrize("override", ["m2f_train.num_points=1000000000000", "m2f_train.oversample_ratio=1e30"])
 def test_points_of_masks_that_can_never_fit(refusal, override: str):
     message = refusal("--config", "m2f", *TINY, "model.hidden_dim=32", override, train=train_m2f)
-    assert "this training needs at least " in message or "m2f_train.oversample_ratio must be in [1, 1000)" in message
+    assert (
+        "this training needs at least " in message
+        or "m2f_train.oversample_ratio: Input should be less than 1000" in message
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,17 @@
 """Configurations: the packaged ones, what is refused and how it is told."""
 
-import ast
-import math
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
 from dinov3.eval.segmentation.config import M2FTrainConfig
-from nnunetv2.experiment.decoder_options import read_factory
+from nnunetv2.experiment.decoder_options import complete_options, read_options
 from nnunetv2.experiment.derive import architecture_keywords
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.experiment.schema import as_stored, load_config, packaged_configs, refuse, restore
+from nnunetv2.experiment.plans import EXPERIMENT_KEY, as_stored, restore
+from nnunetv2.experiment.schema import load_config, packaged_configs, refuse
 from nnunetv2.run.arguments import parse_arguments
 from nnunetv2.run.train_experiment import read_experiment
 from nnunetv2.run.training_commands import TRAIN_M2F, TRAIN_VIT
@@ -19,6 +19,7 @@ from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
+RGB = ["RGBTo01Normalization"] * 3
 BASE = {"model.backbone_size": "tiny", "model.pretrained": "false"}
 
 
@@ -30,7 +31,8 @@ def load(name_or_path: str = "upernet", **overrides: object) -> ViTnnUNetConfig:
 def refusal(*overrides: str, name_or_path: str = "upernet") -> str:
     with pytest.raises(ExperimentError) as caught:
         config = load_config(ViTnnUNetConfig, name_or_path, [*(f"{k}={v}" for k, v in BASE.items()), *overrides])
-        refuse(config.model.weight_problems(), name_or_path)  # what a new training checks as well
+        refuse(config.model.weight_problems(), name_or_path)  # what a new training checks as well,
+        architecture_keywords(config, RGB, 2)  # and what it checks when it has loaded the decoder
     return str(caught.value)
 
 
@@ -64,10 +66,11 @@ def test_packaged_configs_name_the_decoders_defaults():
     """Only Primus' width, which its authors fix, differs from the default of the code."""
     for name in DECODERS:
         model = load_config(ViTnnUNetConfig, name).model
-        for key, option in read_factory(model.model_path).options.items():
-            if key in model.decoder and key not in ("embed_dim", "multiscale"):
-                default = ast.literal_eval(option.default)
-                assert model.decoder[key] == (list(default) if isinstance(default, tuple) else default), (name, key)
+        for option in fields(read_options(model.model_path)):
+            if option.name in model.decoder and option.name not in ("embed_dim", "multiscale"):
+                default = option.default_factory()
+                expected = list(default) if isinstance(default, tuple) else default
+                assert model.decoder[option.name] == expected, (name, option.name)
 
 
 def test_the_flat_segformer_schema_is_mapped():
@@ -91,8 +94,11 @@ ITERATIONS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_
     ("override", "told"),
     [
         ("model.decoder.hidden_size=3", "unknown key model.decoder (value {'hidden_size': 3})"),
-        ("model.decoder_hidden_size=0", "model.decoder_hidden_size must be at least 1, found 0"),
-        ("model.upsampling=nearest", "model.upsampling must be bilinear, progressive, full, found 'nearest'"),
+        ("model.decoder_hidden_size=0", "model.decoder_hidden_size: Input should be greater than 0, found 0"),
+        (
+            "model.upsampling=nearest",
+            "model.upsampling: Input should be 'bilinear', 'progressive' or 'full', found 'nearest'",
+        ),
         ("model.backbone=dinov4", "unknown backbone 'dinov4'"),
         ("train.patch_size=[8,8]", "train.patch_size must be at least one ViT patch"),
     ],
@@ -106,12 +112,28 @@ def test_what_is_wrong_in_the_flat_schema_is_told(override: str, told: str):
 @pytest.mark.parametrize(
     ("name", "override", "told"),
     [
-        ("dpt", "model.decoder.use_batch_norm_in_fusion_residual=3", "must be bool or str, found 3"),
-        ("unetr", "model.decoder.decoder_channels=512", "model.decoder.decoder_channels must be list, found 512"),
-        ("unetr", "model.decoder.negative_slope=steep", "must be float, found 'steep'"),
-        ("primus", "model.decoder.embed_dim=wide", "model.decoder.embed_dim must be int or null, found 'wide'"),
-        ("primus", "model.decoder.multiscale=1", "model.decoder.multiscale must be bool, found 1"),
-        ("linear", "model.decoder.dropout=true", "model.decoder.dropout must be float, found True"),
+        (
+            "dpt",
+            "model.decoder.use_batch_norm_in_fusion_residual=3",
+            "model.decoder.use_batch_norm_in_fusion_residual: Input should be a valid boolean, found 3",
+        ),
+        (
+            "unetr",
+            "model.decoder.decoder_channels=512",
+            "model.decoder.decoder_channels: Input should be a valid array, found 512",
+        ),
+        (
+            "unetr",
+            "model.decoder.negative_slope=steep",
+            "model.decoder.negative_slope: Input should be a valid number, found 'steep'",
+        ),
+        (
+            "primus",
+            "model.decoder.embed_dim=wide",
+            "model.decoder.embed_dim: Input should be a valid integer, found 'wide'",
+        ),
+        ("primus", "model.decoder.multiscale=1", "model.decoder.multiscale: Input should be a valid boolean, found 1"),
+        ("linear", "model.decoder.dropout=true", "model.decoder.dropout: Input should be a valid number, found True"),
     ],
 )
 def test_types_of_decoder_options(name: str, override: str, told: str):
@@ -166,49 +188,63 @@ def test_overrides_and_own_files(tmp_path: Path):
         ("modle.backbone=dinov2", "unknown key modle"),
         ("train.epochs=3", "allowed: train.optimizer"),
         ("model.decoder.hiden_size=3", "unknown key model.decoder.hiden_size (value 3) (did you mean 'hidden_size'?)"),
-        ("model.decoder.hidden_size=wide", "model.decoder.hidden_size must be int, found 'wide'"),
-        ("model.decoder.hidden_size=true", "model.decoder.hidden_size must be int, found True"),
-        ("model.decoder.pool_scales=3", "model.decoder.pool_scales must be list, found 3"),
-        ("model.decoder.decoder_dropout=[1]", "model.decoder.decoder_dropout must be float, found [1]"),
-        ("model.decoder.use_progressive_upsample=1", "model.decoder.use_progressive_upsample must be bool, found 1"),
-        ("model.decoder=null", "model.decoder must be"),
-        ("lora=null", "lora must be a mapping, found None"),
+        ("model.decoder.hidden_size=wide", "model.decoder.hidden_size: Input should be a valid integer, found 'wide'"),
+        ("model.decoder.hidden_size=true", "model.decoder.hidden_size: Input should be a valid integer, found True"),
+        ("model.decoder.pool_scales=3", "model.decoder.pool_scales: Input should be a valid array, found 3"),
+        (
+            "model.decoder.decoder_dropout=[1]",
+            "model.decoder.decoder_dropout: Input should be a valid number, found [1]",
+        ),
+        (
+            "model.decoder.use_progressive_upsample=1",
+            "model.decoder.use_progressive_upsample: Input should be a valid boolean, found 1",
+        ),
+        ("model.decoder=null", "model.decoder: Input should be an object, found None"),
+        ("lora=null", "lora: Input should be an object, found None"),
         ("model.backbone=dinov4", "unknown backbone 'dinov4' (did you mean 'dinov3'?); allowed: dinov3, dinov2"),
         ("model.backbone_size=giant", "dinov3 has no size 'giant'"),
         ("model.model_path=no.such.module", "module 'no.such.module' not found"),
         ("model.model_path=json", "has no function create_segmentation_model"),
         ("model.checkpoint_path=/no/file.pth", "no such file: '/no/file.pth'"),
         ("model.pretrained=true", "there are no pretrained weights of dinov3 tiny to download"),
-        ("model.pretrained=maybe", "model.pretrained must be bool, found 'maybe'"),
-        ("model.input_norm=zscore", "model.input_norm must be auto, none, backbone"),
+        ("model.pretrained=maybe", "model.pretrained: Input should be a valid boolean, found 'maybe'"),
+        ("model.input_norm=zscore", "model.input_norm: Input should be auto, none, backbone"),
         ("model.input_norm=backbone:oct", "no such statistics of dinov3; allowed: imagenet"),
-        ("model.out_layers=3", "model.out_layers must be list of int or null, found 3"),
-        ("model=large", "model must be a mapping, found 'large'"),
-        ("lora.r=0", "lora.r must be at least 1, found 0"),
-        ("lora.r=two", "lora.r must be int, found 'two'"),
-        ("lora.lora_dropout=1", "lora.lora_dropout must be in [0, 1), found 1"),
-        ("lora.target_modules=[]", "lora.target_modules must be not empty"),
-        ("train.optimizer=adam", "train.optimizer must be sgd, adamw, found 'adam'"),
-        ("train.schedule=step", "train.schedule must be poly, cosine, onecycle"),
-        ("train.precision=fp16", "train.precision must be float32, float16, bfloat16"),
-        ("train.num_epochs=0", "train.num_epochs must be at least 1, found 0"),
-        ("train.num_epochs=2.5", "train.num_epochs must be int or null, found 2.5"),
-        ("train.initial_lr=-1", "train.initial_lr must be above 0"),
-        ("train.initial_lr=.nan", "train.initial_lr must be above 0, found nan"),
-        ("train.weight_decay=.inf", "train.weight_decay must be at least 0, found inf"),
+        ("model.out_layers=3", "model.out_layers: Input should be a valid array, found 3"),
+        ("model=large", "model: Input should be an object, found 'large'"),
+        ("lora.r=0", "lora.r: Input should be greater than 0, found 0"),
+        ("lora.r=two", "lora.r: Input should be a valid integer, found 'two'"),
+        ("lora.lora_dropout=1", "lora.lora_dropout: Input should be less than 1, found 1"),
+        (
+            "lora.target_modules=[]",
+            "lora.target_modules: List should have at least 1 item after validation, not 0, found []",
+        ),
+        ("train.optimizer=adam", "train.optimizer: Input should be 'sgd' or 'adamw', found 'adam'"),
+        ("train.schedule=step", "train.schedule: Input should be 'poly', 'cosine' or 'onecycle'"),
+        ("train.precision=fp16", "train.precision: Input should be 'float32', 'float16' or 'bfloat16'"),
+        ("train.num_epochs=0", "train.num_epochs: Input should be greater than 0, found 0"),
+        ("train.num_epochs=2.5", "train.num_epochs: Input should be a valid integer, found 2.5"),
+        ("train.initial_lr=-1", "train.initial_lr: Input should be greater than 0"),
+        ("train.initial_lr=.nan", "train.initial_lr: Input should be a finite number, found nan"),
+        ("train.weight_decay=.inf", "train.weight_decay: Input should be a finite number, found inf"),
         ("train.initial_lr=???", "is not of the form key=value"),
         ("train.num_epochs=", "is not of the form key=value"),
-        ("model.out_layers=[3,1]", "model.out_layers must be ascending numbers from 0, found [3, 1]"),
-        ("model.out_layers=[]", "model.out_layers must be ascending numbers from 0, found []"),
-        ("model.freeze_backbone=2", "model.freeze_backbone must be bool, found 2"),
+        ("model.out_layers=[3,1]", "model.out_layers: Input should be ascending numbers from 0, found [3, 1]"),
+        ("model.out_layers=[]", "model.out_layers: Input should be ascending numbers from 0, found []"),
+        ("model.freeze_backbone=2", "model.freeze_backbone: Input should be a valid boolean, found 2"),
         ("model.input_norm=none:imagenet", "model.input_norm=none:imagenet: no such statistics"),
-        ("train.seed.x=3", "train.seed must be int or null, found {'x': 3}"),
+        ("train.seed.x=3", "train.seed: Input should be a valid integer, found {'x': 3}"),
         ("model.backbone_size=${nothing}", "the overrides"),
-        ("train.batch_size=0", "train.batch_size must be at least 1"),
-        ("train.patch_size=[64,64,64]", "train.patch_size must be two positive numbers"),
-        ("train.patch_size=[]", "train.patch_size must be two positive numbers"),
+        ("train.batch_size=0", "train.batch_size: Input should be greater than 0"),
+        ("train.patch_size=[64,64,64]", "train.patch_size: List should have at most 2 items after validation, not 3"),
+        (
+            "train.patch_size=[]",
+            "train.patch_size: List should have at least 2 items after validation, not 0, found []",
+        ),
+        ("train.patch_size=[64,0]", "train.patch_size[1]: Input should be greater than 0, found 0"),
         ("train.patch_size=[8,64]", "train.patch_size must be at least one ViT patch (16 × 16), found [8, 64]"),
-        ("train.betas=[0.9]", "train.betas must be two numbers in [0, 1)"),
+        ("train.betas=[0.9]", "train.betas: List should have at least 2 items after validation, not 1, found [0.9]"),
+        ("train.betas=[0.9,1]", "train.betas[1]: Input should be less than 1, found 1"),
         ("train.layer_decay=0.8", "no layer of the backbone trains"),
         ("train.warmup_epochs=1000", "train.warmup_epochs must be below train.num_epochs"),
         ("train.num_epochs", "override 'train.num_epochs' is not of the form key=value"),
@@ -222,9 +258,9 @@ def test_what_is_wrong_is_told_with_the_value_and_what_is_allowed(override: str,
 
 def test_all_problems_are_told_at_once_one_in_a_line():
     wrong = ("model.backbon=x", "lora.r=two", "train.num_epochs=-1", "train.momentum=2", "model.backbone=dinov4")
-    lines = refusal(*wrong, "train.patch_size=[]").splitlines()
+    lines = refusal(*wrong, "train.patch_size=[]", "train.warmup_epochs=1000").splitlines()
     assert lines[0] == "upernet has 7 problems:"
-    told = ["unknown", "lora.r", "train.momentum", "train.num_epochs", "train.patch_size", "model.backbone,"]
+    told = ["unknown", "lora.r:", "train.momentum:", "train.num_epochs:", "train.patch_size:", "model.backbone,"]
     assert [line.split()[0] for line in lines[1:]] == [*told, "train.warmup_epochs"]
 
 
@@ -260,26 +296,80 @@ def test_families_without_hub_copies_need_a_file(backbone: str, tmp_path: Path):
     assert load(**{"model.backbone": backbone, "model.backbone_size": size, "model.checkpoint_path": weights})
 
 
-def test_a_decoder_of_ones_own_is_checked_without_importing_it(tmp_path: Path, monkeypatch):
-    (tmp_path / "own_decoder.py").write_text(
-        "raise RuntimeError('imported')\ndef create_segmentation_model(num_classes, width=8, **backbone_options): ...\n"
-    )
-    (tmp_path / "renamed_decoder.py").write_text("from own_decoder import create_segmentation_model\n")
+def test_all_problems_of_a_decoder_are_told_at_once_one_in_a_line():
+    lines = refusal("model.decoder.hiden_size=3", "model.decoder.hidden_size=two", "model.decoder.pool_scales=[1,x]")
+    told = ["unknown", "model.decoder.hidden_size:", "model.decoder.pool_scales[1]:"]
+    assert sorted(line.split()[0] for line in lines.splitlines()[1:]) == sorted(told)
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write a module with a factory of one's own, and return the options that it makes of those given."""
     monkeypatch.syspath_prepend(tmp_path)
-    own = "model.decoder={width: 4}"
-    keep = "model.model_path=own_decoder"
-    with pytest.raises(ExperimentError, match=r"unknown key model\.decoder\.hidden_size.*allowed: width"):
-        load_config(ViTnnUNetConfig, "upernet", [*(f"{k}={v}" for k, v in BASE.items()), keep])
-    path = tmp_path / "own.yaml"
-    path.write_text(f"model: {{model_path: own_decoder, {own.replace('model.', '').replace('=', ': ')}}}")
-    assert load(str(path)).model.decoder == {"width": 4}
-    # what a factory takes that is imported, or that takes any keyword, shows only when it is called
-    (tmp_path / "open_decoder.py").write_text("def create_segmentation_model(num_classes, **keywords): ...\n")
-    for module in ("renamed_decoder", "open_decoder", "nnunetv2.model.model"):
-        path.write_text(f"model: {{model_path: {module}, decoder: {{anything: 4}}}}")
-        assert load(str(path)).model.decoder == {"anything": 4}
-    (tmp_path / "broken_decoder.py").write_text("def create_segmentation_model(:\n")
-    assert "is not valid Python" in refusal("model.model_path=broken_decoder")
+
+    def write(name: str, text: str, **given: object) -> dict:
+        (tmp_path / f"{name}.py").write_text(text)
+        sys.modules.pop(name, None)
+        return complete_options(name, given)
+
+    yield write
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+UPERNET = "from nnunetv2.model.model_upernet import UperNetSegmentationModel\n"
+
+
+def test_the_options_of_a_decoder_of_ones_own_are_those_of_its_signature(own_module):
+    plain = "def create_segmentation_model(num_classes, backbone_size='tiny', *, width: int = 8, sides=(1, 2)): ...\n"
+    assert own_module("plain_decoder", plain) == {"width": 8, "sides": [1, 2]}
+    assert own_module("plain_decoder", plain, width=4) == {"width": 4, "sides": [1, 2]}
+    assert own_module("renamed_decoder", "from plain_decoder import create_segmentation_model\n", width=4)["width"] == 4
+    with pytest.raises(
+        ExperimentError, match=r"unknown key model\.decoder\.hidden_size.*allowed: model\.decoder\.width"
+    ):
+        own_module("plain_decoder", plain, hidden_size=512)
+
+
+def test_a_class_hands_the_other_keywords_on_to_its_bases(own_module):
+    body = "    def __init__(self, *args, width: int = 8, hidden_size: int = 32, **options): ...\n"
+    own = f"{UPERNET}class Own(UperNetSegmentationModel):\n{body}create_segmentation_model = Own\n"
+    options = own_module("own_class", own, pool_scales=[1])
+    assert options["width"] == 8 and options["hidden_size"] == 32 and options["pool_scales"] == [1]
+    with pytest.raises(ExperimentError, match=r"unknown key model\.decoder\.wdth .*did you mean 'width'"):
+        own_module("own_class", own, wdth=3)
+    function = own.replace("create_segmentation_model = Own", "def create_segmentation_model(**options) -> Own: ...")
+    assert own_module("own_function", function, pool_scales=[1]) == options
+    with pytest.raises(ExperimentError, match=r"unknown key model\.decoder\.wdth"):
+        own_module("own_function", function, wdth=3)
+
+
+def test_what_a_function_takes_that_says_not_what_it_makes_is_not_known(own_module):
+    text = "def create_segmentation_model(num_classes, width: int = 8, **keywords): ...\n"
+    assert own_module("open_decoder", text, anything=4) == {"width": 8, "anything": 4}
+    with pytest.raises(ExperimentError, match=r"model\.decoder\.width: Input should be a valid integer, found 'x'"):
+        own_module("open_decoder", text, anything=4, width="x")
+
+
+def test_defaults_that_plans_cannot_hold_are_left_to_the_factory(own_module):
+    text = "def create_segmentation_model(norm=object, width: 'Unknown' = 8, *, depth): ...\n"
+    assert own_module("odd_decoder", text, depth=3) == {"width": 8, "depth": 3}
+    with pytest.raises(ExperimentError, match=r"model\.decoder\.depth: "):
+        own_module("odd_decoder", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def create_segmentation_model(:\n", "'broken_decoder' cannot be imported: SyntaxError"),
+        ("raise RuntimeError('no licence')\n", "'broken_decoder' cannot be imported: RuntimeError: no licence"),
+        ("create_segmentation_model = 3\n", "has no function create_segmentation_model"),
+    ],
+)
+def test_modules_that_are_no_decoders(own_module, text: str, told: str):
+    with pytest.raises(ExperimentError) as caught:
+        own_module("broken_decoder", text)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("config", "trainer"), [("upernet", "nnUNetTrainer_mymodel"), ("segformer_default", None)])
@@ -315,7 +405,6 @@ LORA = {
     "lora_alpha": 16,
     "target_modules": ["qkv", "proj"],
     "lora_dropout": 0.1,
-    "bias": "none",
     "use_rslora": False,
 }
 OPTIMISATION = {
@@ -377,10 +466,13 @@ def test_packaged_m2f_configs_have_the_documented_values(name: str):
     ("override", "told"),
     [
         ("train.precision=bfloat16", "train.precision is bfloat16, model.autocast_dtype float32: they stand for the"),
-        ("model.autocast_dtype=half", "model.autocast_dtype must be float32, float16, bfloat16, found 'half'"),
-        ("model.hidden_dim=100", "model.hidden_dim must be a positive multiple of 32, found 100"),
-        ("model.hidden_dim=0", "model.hidden_dim must be a positive multiple of 32, found 0"),
-        ("model.num_queries=0", "model.num_queries must be at least 1, found 0"),
+        (
+            "model.autocast_dtype=half",
+            "model.autocast_dtype: Input should be 'float32', 'float16' or 'bfloat16', found 'half'",
+        ),
+        ("model.hidden_dim=100", "model.hidden_dim: Input should be a multiple of 32, found 100"),
+        ("model.hidden_dim=0", "model.hidden_dim: Input should be greater than 0, found 0"),
+        ("model.num_queries=0", "model.num_queries: Input should be greater than 0, found 0"),
         ("model.backbone_out_layers=LAST", "FOUR_LAST or four ascending numbers from 0, found 'LAST'"),
         ("model.backbone_out_layers=[1,2]", "FOUR_LAST or four ascending numbers from 0, found [1, 2]"),
         ("model.backbone_out_layers=[1,2,3,3]", "FOUR_LAST or four ascending numbers from 0, found [1, 2, 3, 3]"),
@@ -388,17 +480,33 @@ def test_packaged_m2f_configs_have_the_documented_values(name: str):
         ("model.backbone_out_layers=3", "FOUR_LAST or four ascending numbers from 0, found 3"),
         ("model.decoder={hidden_dim: 3}", "unknown key model.decoder (value {'hidden_dim': 3})"),
         ("model.model_path=nnunetv2.model.model_m2f", "unknown key model.model_path"),
-        ("lora.bias=all", "lora.bias must be none, found 'all'"),
+        ("lora.bias=all", "unknown key lora.bias (value 'all')"),
         ("train.gradient_clip=1", "unknown key train.gradient_clip (value 1)"),
-        ("gradient_clip=0", "gradient_clip must be above 0, found 0"),
-        ("m2f_train.num_points=0", "m2f_train.num_points must be at least 1, found 0"),
-        ("m2f_train.oversample_ratio=0.5", "m2f_train.oversample_ratio must be in [1, 1000), found 0.5"),
-        ("m2f_train.importance_sample_ratio=2", "m2f_train.importance_sample_ratio must be in [0, 1], found 2"),
-        ("m2f_train.mask_coefficient=-1", "m2f_train.mask_coefficient must be at least 0, found -1"),
-        ("m2f_train.no_object_coefficient=0", "m2f_train.no_object_coefficient must be above 0, found 0"),
+        ("gradient_clip=0", "gradient_clip: Input should be greater than 0, found 0"),
+        ("m2f_train.num_points=0", "m2f_train.num_points: Input should be greater than 0, found 0"),
+        (
+            "m2f_train.oversample_ratio=0.5",
+            "m2f_train.oversample_ratio: Input should be greater than or equal to 1, found 0.5",
+        ),
+        ("m2f_train.oversample_ratio=1e30", "m2f_train.oversample_ratio: Input should be less than 1000, found 1e+30"),
+        (
+            "m2f_train.importance_sample_ratio=2",
+            "m2f_train.importance_sample_ratio: Input should be less than or equal to 1, found 2",
+        ),
+        (
+            "m2f_train.mask_coefficient=-1",
+            "m2f_train.mask_coefficient: Input should be greater than or equal to 0, found -1",
+        ),
+        (
+            "m2f_train.no_object_coefficient=0",
+            "m2f_train.no_object_coefficient: Input should be greater than 0, found 0",
+        ),
         ("m2f_train.points=3", "unknown key m2f_train.points (value 3)"),
-        ("model.backbone_out_layers=null", "model.backbone_out_layers must be FOUR_EVEN_INTERVALS, FOUR_LAST or four"),
-        ("train.backbone_lr_factor=0", "train.backbone_lr_factor must be above 0, found 0"),
+        (
+            "model.backbone_out_layers=null",
+            "model.backbone_out_layers: Input should be FOUR_EVEN_INTERVALS, FOUR_LAST or four",
+        ),
+        ("train.backbone_lr_factor=0", "train.backbone_lr_factor: Input should be greater than 0, found 0"),
     ],
 )
 def test_what_is_wrong_in_the_m2f_schema_is_told(override: str, told: str):
@@ -429,16 +537,23 @@ def test_the_vit_schema_points_to_that_of_m2f():
 @pytest.mark.parametrize("layers", ["FOUR_LAST", [0, 2, 3, 5]])
 def test_the_precision_and_the_blocks_of_m2f_are_handed_on(layers: object):
     config = load_m2f("model.autocast_dtype=bfloat16", f"model.backbone_out_layers={layers}")
-    keywords = architecture_keywords(config, ["RGBTo01Normalization"] * 3, 2)
+    keywords = architecture_keywords(config, RGB, 2)
     assert (keywords["precision"], keywords["out_layers"]) == ("bfloat16", layers)
     assert (keywords["hidden_dim"], keywords["num_queries"]) == (256, 100)
-    assert restore(M2FnnUNetConfig, as_stored(config)) == config
+    planar = {EXPERIMENT_KEY: as_stored(config), "architecture": {"arch_kwargs": keywords}}
+    assert restore(M2FnnUNetConfig, planar) == config
     assert load_m2f("train.precision=float32").train.precision == "float32"  # the same, said twice
 
 
-@pytest.mark.parametrize(("use_rslora", "scale"), [("false", 16), ("true", 16 * math.sqrt(8))])
-def test_the_scale_of_rank_stabilised_adapters_is_handed_on(use_rslora: str, scale: float):
-    config = load_m2f(f"lora.use_rslora={use_rslora}", name_or_path="m2f_lora")
-    keywords = architecture_keywords(config, ["RGBTo01Normalization"] * 3, 2)
-    assert keywords["lora_rank"] == 8 and keywords["lora_alpha"] == pytest.approx(scale)
+def test_the_switch_for_rank_stabilised_adapters_is_handed_on():
+    keywords = architecture_keywords(load_m2f("lora.use_rslora=true", name_or_path="m2f_lora"), RGB, 2)
+    assert (keywords["lora_rank"], keywords["lora_alpha"], keywords["use_rslora"]) == (8, 16, True)
     assert keywords["lora_target_modules"] == ["qkv", "proj"] and keywords["lora_dropout"] == 0.1
+    assert not architecture_keywords(load_m2f(name_or_path="m2f_lora"), RGB, 2)["use_rslora"]
+
+
+def test_files_that_say_that_no_bias_trains_are_read(tmp_path: Path):
+    """The reference has a key for it, of which one value is allowed here."""
+    path = tmp_path / "reference.yaml"
+    path.write_text("trainer: nnUNetTrainer_m2f\nlora: {bias: none, r: 4}\n")
+    assert asdict(load_m2f(name_or_path=str(path)).lora) == {**LORA, "r": 4}

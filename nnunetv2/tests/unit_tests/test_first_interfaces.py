@@ -18,7 +18,7 @@ from dinov3.weights.reading import read_checkpoint
 from nnunetv2.experiment import versions
 from nnunetv2.experiment.derive import derive_plans
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.experiment.plans import check_results, write_new_plans
+from nnunetv2.experiment.plans import as_stored, check_results, write_new_plans
 from nnunetv2.experiment.schema import build, config_source, find_config, load_config, packaged_configs
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.arguments import TrainingArguments, parse_arguments
@@ -100,7 +100,8 @@ def test_the_segformer_trainer_gives_its_flat_configuration(make_trainer):
     values = {**SEGFORMER, "model": {**SEGFORMER["model"], "upsampling": "full"}, "lora": {"r": 4}}
     trainer = make_trainer(nnUNetTrainer_segformer, values)
     flat = trainer.segformer_config
-    assert isinstance(flat, SegFormernnUNetConfig) and flat.stored() == trainer.config
+    assert isinstance(flat, SegFormernnUNetConfig) and as_stored(flat.stored()) == as_stored(trainer.config)
+    assert trainer.config.model.decoder == {**flat.stored().model.decoder, "decoder_dropout": 0.1}
     assert (flat.model.decoder_hidden_size, flat.model.upsampling, flat.lora.r) == (32, "full", 4)
     assert (flat.train.patch_size, flat.train.initial_lr) == ([64, 64], 0.001)
 
@@ -346,6 +347,7 @@ def test_the_path_alone_makes_no_other_experiment(make_trainer, tmp_path: Path):
 def test_a_training_is_continued_with_the_same_configuration_in_another_place(base_plans, tmp_path: Path):
     first = read_arguments("--config", str(write_config(tmp_path / "here")))
     write_new_plans(tmp_path, derive(first, read_experiment(first), base_plans, DATASET_JSON, CPU))
+    (tmp_path / "dataset.json").write_text(json.dumps(DATASET_JSON))
     again = read_arguments("--c", "--config", str(write_config(tmp_path / "there")))
     stored = stored_plans(again, read_experiment(again), tmp_path)
     assert stored["vit_config_path"] == str(tmp_path / "here" / "mine.yaml")

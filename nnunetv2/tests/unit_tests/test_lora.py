@@ -5,6 +5,7 @@ import torch
 
 from nnunetv2.model.backbone import FAMILIES, create_backbone, get_vit_features
 from nnunetv2.model.lora import disable_lora, enable_lora
+from nnunetv2.model.model_linear import LinearSegmentationModel
 
 
 def image_for(model: torch.nn.Module) -> torch.Tensor:
@@ -63,3 +64,18 @@ def test_adapter_parameters_at_vit_base():
     with torch.device("meta"):
         model = enable_lora(create_backbone("dinov3", "base")[0])
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 294_912  # reference/heads.md
+
+
+@pytest.mark.parametrize(("use_rslora", "scale"), [(False, 16 / 4), (True, 16 / 2)])
+def test_the_adapters_are_scaled_by_the_rank_or_by_its_root(use_rslora: bool, scale: float):
+    model = enable_lora(create_backbone("dinov3", "tiny")[0], rank=4, lora_alpha=16, use_rslora=use_rslora)
+    assert model.get_base_model().blocks[0].attn.qkv.scaling["default"] == pytest.approx(scale)
+    network = LinearSegmentationModel(
+        backbone_size="tiny", use_lora=True, lora_rank=4, lora_alpha=16, use_rslora=use_rslora
+    )
+    assert network.backbone.get_base_model().blocks[0].attn.qkv.scaling["default"] == pytest.approx(scale)
+
+
+def test_adapters_of_blocks_that_are_never_run_do_not_train():
+    model = enable_lora(create_backbone("dinov3", "tiny")[0], used_blocks=2)
+    assert {name.split(".")[3] for name, p in model.named_parameters() if p.requires_grad} == {"0", "1"}

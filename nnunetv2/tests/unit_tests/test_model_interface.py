@@ -24,7 +24,10 @@ CLASSES = {
     name: member
     for module in (*packaged_decoders(), MASK2FORMER)
     for name, member in vars(import_module(module)).items()
-    if inspect.isclass(member) and issubclass(member, ViTSegmentationModel) and member.__module__ == module
+    if inspect.isclass(member)
+    and issubclass(member, ViTSegmentationModel)
+    and member.__module__ == module
+    and name == member.__name__  # not the factory, which is a class too
 }
 every_factory = pytest.mark.parametrize("create", FACTORIES.values(), ids=FACTORIES)
 PUBLISHED_ORDER = ["backbone_name", "backbone_size", "num_classes"]

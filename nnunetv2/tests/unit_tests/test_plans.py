@@ -9,8 +9,15 @@ import torch
 
 from nnunetv2.experiment.derive import architecture_keywords, derive_plans, resolve_input_norm
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.experiment.plans import check_name, check_results, read_plans, write_new_plans
-from nnunetv2.experiment.schema import build, restore
+from nnunetv2.experiment.plans import (
+    check_name,
+    check_results,
+    differences_from,
+    read_plans,
+    restore,
+    write_new_plans,
+)
+from nnunetv2.experiment.schema import build
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.model.backbone_families import IMAGENET, VISIONFM_MODALITIES
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
@@ -73,7 +80,53 @@ def test_a_plans_file_rebuilds_the_network_and_its_training():
     )
     assert network(torch.rand(1, 3, 32, 32)).shape == (1, 3, 32, 32)
     assert network.feature_indices == [0, 1, 2, 3]
-    assert restore(ViTnnUNetConfig, configuration.configuration["vit"]) == config(num_epochs=7)
+    restored, given = restore(ViTnnUNetConfig, configuration.configuration), config(num_epochs=7)
+    assert restored.model.decoder == {**DEFAULTS, **given.model.decoder}
+    given.model.decoder = restored.model.decoder
+    assert restored == given
+
+
+DEFAULTS = {"hidden_size": 512, "pool_scales": [1, 2, 3, 6], "use_progressive_upsample": True, "decoder_dropout": 0.1}
+
+
+def test_every_option_of_the_decoder_is_in_the_plans_once_so_that_no_later_default_counts():
+    planar = derive()["configurations"]["2d"]
+    keywords = planar["architecture"]["arch_kwargs"]
+    assert {key: keywords[key] for key in DEFAULTS} == {**DEFAULTS, "hidden_size": 32}
+    assert "decoder" not in planar["vit"]["model"] and not DEFAULTS.keys() & planar["vit"]["model"].keys()
+
+
+@pytest.mark.parametrize(
+    ("decoder", "differences"),
+    [
+        ({"hidden_size": 32}, []),
+        ({"hidden_size": 32, "decoder_dropout": 0.1}, []),  # the default, said
+        ({"hidden_size": 64, "pool_scales": [1]}, ["hidden_size: 32 → 64", "pool_scales: [1, 2, 3, 6] → [1]"]),
+        ({}, ["hidden_size: 32 → 512"]),
+    ],
+)
+def test_options_of_a_decoder_are_compared_with_those_that_trained(decoder: dict, differences: list[str]):
+    now = config()
+    now.model.decoder = decoder
+    assert list(differences_from(derive(), "2d", DATASET_JSON, now)) == [f"model.decoder.{d}" for d in differences]
+
+
+def test_what_is_automatic_of_a_decoder_is_compared_as_it_was_decided():
+    model = {"backbone_size": "tiny", "pretrained": False, "model_path": "nnunetv2.model.model_dpt"}
+    option = "use_batch_norm_in_fusion_residual"
+    auto, off = (
+        build(ViTnnUNetConfig, {"model": {**model, "decoder": {option: value}}}, "test") for value in ("auto", False)
+    )
+    plans = derive_plans(base_plans(), "2d", DATASET_JSON, auto, "mine")
+    assert list(differences_from(plans, "2d", DATASET_JSON, auto)) == []
+    assert list(differences_from(plans, "2d", DATASET_JSON, off)) == [f"model.decoder.{option}: True → False"]
+
+
+def test_plans_that_were_changed_by_hand_are_told():
+    planar = derive()["configurations"]["2d"]
+    planar["vit"]["train"]["num_epochs"] = 0
+    with pytest.raises(ExperimentError, match=r"train\.num_epochs: .*greater than 0, found 0"):
+        restore(ViTnnUNetConfig, planar)
 
 
 REGIONS = {
@@ -141,10 +194,17 @@ def test_other_than_2d_configurations_are_refused(name: str, told: str):
         derive_plans(base_plans(), name, DATASET_JSON, config(), "mine")
 
 
-def test_a_network_that_builds_but_cannot_run_is_refused():
+def test_a_network_that_builds_but_cannot_run_is_refused(tmp_path: Path, monkeypatch):
+    (tmp_path / "unrunnable_decoder.py").write_text(
+        "from nnunetv2.model.model_upernet import UperNetSegmentationModel\n"
+        "class create_segmentation_model(UperNetSegmentationModel):\n"
+        "    def decode(self, features, output_size):\n"
+        "        return features[4]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
     broken = config()
-    broken.model.decoder = {"hidden_size": 32, "pool_scales": [1.5]}
-    with pytest.raises(ExperimentError, match="cannot be built as configured"):
+    broken.model.model_path = "unrunnable_decoder"
+    with pytest.raises(ExperimentError, match="cannot be built as configured: IndexError"):
         derive_plans(base_plans(), "2d", DATASET_JSON, broken, "mine")
 
 

@@ -1,6 +1,7 @@
 """Behaviours that every decoder shares; parametrised over the decoders and backbone families."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
@@ -10,7 +11,7 @@ from networks import NETWORKS, SAME_NETWORK
 from torch import nn
 
 from dinov3.eval.segmentation.models.utils.extent import pad_to_multiple
-from nnunetv2.experiment.decoder_options import packaged_decoders, read_factory
+from nnunetv2.experiment.decoder_options import packaged_decoders, read_options
 from nnunetv2.model.backbone import FAMILIES
 from nnunetv2.model.model import create_segmentation_model as create_first_model
 from nnunetv2.model.model_upernet import UperNetSegmentationModel, create_segmentation_model
@@ -52,7 +53,7 @@ def model_for(family: str = "dinov3", decoder: str = "upernet", seed: int = 0, *
 
 def without_dropout(decoder: str) -> dict[str, float]:
     """The keyword that switches a decoder's dropout off, if it has any."""
-    options = read_factory(f"nnunetv2.model.{DECODERS[decoder][0]}").options
+    options = {option.name for option in fields(read_options(f"nnunetv2.model.{DECODERS[decoder][0]}"))}
     return {name: 0.0 for name in ("decoder_dropout", "dropout") if name in options}
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from dinov3.hub.backbones import dinov3_vits16
 from dinov3.weights.layouts import read_weights
 from dinov3.weights.reading import read_checkpoint
-from nnunetv2.experiment.schema import as_stored, build
+from nnunetv2.experiment.plans import as_stored
+from nnunetv2.experiment.schema import build
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.run.vit_info import run_info_entry
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2.experiment.checkpoint import remove_partial_checkpoints, write_checkpoint
 from nnunetv2.experiment.derive import derive_plans
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.experiment.plans import CONFIG_PATH_KEY, EXPERIMENT_KEY, check_name, check_results
-from nnunetv2.experiment.schema import config_source, load_config, restore
+from nnunetv2.experiment.plans import CONFIG_PATH_KEY, EXPERIMENT_KEY, check_name, check_results, restore
+from nnunetv2.experiment.schema import config_source, load_config
 from nnunetv2.experiment.versions import record_versions
 from nnunetv2.model.backbone import load_backbone_weights, load_pretrained_weights, weights_follow
 from nnunetv2.model.parameter_counts import count_parameters_per_part
@@ -80,7 +80,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             raise ExperimentError(
                 f"the plans {plans['plans_name']!r} carry their experiment: config_path must be left out"
             )
-        self.config = restore(self.stored_config_class, plans["configurations"][configuration][EXPERIMENT_KEY])
+        self.config = restore(self.stored_config_class, plans["configurations"][configuration])
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.my_init_kwargs["config_path"] = plans.get(CONFIG_PATH_KEY)  # saved in the checkpoints, beside the plans
         self._restoring = False

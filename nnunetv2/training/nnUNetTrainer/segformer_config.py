@@ -1,9 +1,12 @@
 """The configuration of the SegFormer command: a flat schema of its own, mapped onto that of every ViT experiment."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import ClassVar, Optional
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, ClassVar, Optional
 
-from nnunetv2.experiment.schema import above, at_least, one_of, option
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from nnunetv2.experiment.decoder_options import complete_options
+from nnunetv2.experiment.schema import OneOf, Section
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTLoRAConfig, ViTModelConfig, ViTnnUNetConfig, ViTTrainConfig
 
 # ruff: noqa: UP045  (as in vit_config)
@@ -12,32 +15,42 @@ MODULE = "nnunetv2.model.model_segformer"
 
 
 @dataclass
-class SegFormerModelConfig:
+class SegFormerModelConfig(Section):
     """The network: key `model`."""
 
-    backbone: str = option("dinov3", "as in the ViT schema")
-    backbone_size: str = option("large", "as in the ViT schema")
-    decoder_hidden_size: int = option(256, "channels of the decoder", at_least(1))
-    upsampling: str = option("bilinear", "see the decoder", one_of("bilinear", "progressive", "full"))
-    checkpoint_path: str = option("", "as in the ViT schema")
-    pretrained: bool = option(True, "as in the ViT schema")
-    freeze_backbone: bool = option(True, "as in the ViT schema")
+    backbone: str = "dinov3"
+    """as in the ViT schema"""
+    backbone_size: str = "large"
+    """as in the ViT schema"""
+    decoder_hidden_size: PositiveInt = 256
+    """channels of the decoder"""
+    upsampling: Annotated[str, OneOf("bilinear", "progressive", "full")] = "bilinear"
+    """see the decoder"""
+    checkpoint_path: str = ""
+    """as in the ViT schema"""
+    pretrained: bool = True
+    """as in the ViT schema"""
+    freeze_backbone: bool = True
+    """as in the ViT schema"""
 
 
 @dataclass
 class SegFormerLoRAConfig(ViTLoRAConfig):
     """Low-rank adaptation of the backbone: key `lora`; on by default."""
 
-    enabled: bool = option(True, "train low-rank adapters in the backbone, whatever `model.freeze_backbone` says")
+    enabled: bool = True
 
 
 @dataclass
 class SegFormerTrainConfig(ViTTrainConfig):
     """The training: key `train`."""
 
-    initial_lr: Optional[float] = option(0.001, "learning rate", above(0))
-    weight_decay: Optional[float] = option(0.00003, "weight decay", at_least(0))
-    gradient_clip: Optional[float] = option(12.0, "largest norm of the gradient", above(0))
+    initial_lr: Optional[PositiveFloat] = 0.001
+    """learning rate"""
+    weight_decay: Optional[NonNegativeFloat] = 0.00003
+    """weight decay"""
+    gradient_clip: Optional[PositiveFloat] = 12.0
+    """largest norm of the gradient"""
 
 
 @dataclass
@@ -46,10 +59,10 @@ class SegFormernnUNetConfig(ViTnnUNetConfig):
 
     TRAINERS: ClassVar[tuple[str, ...]] = ("nnUNetTrainer_segformer", "nnUNetTrainerNoDeepSupervision_segformer")
 
-    trainer: str = option("nnUNetTrainerNoDeepSupervision_segformer", "the trainer class; `-tr` overrides it")
-    model: SegFormerModelConfig = option(SegFormerModelConfig, "the network")
-    lora: SegFormerLoRAConfig = option(SegFormerLoRAConfig, "low-rank adaptation of the backbone")
-    train: SegFormerTrainConfig = option(SegFormerTrainConfig, "the training")
+    trainer: str = "nnUNetTrainerNoDeepSupervision_segformer"
+    model: SegFormerModelConfig = field(default_factory=SegFormerModelConfig)
+    lora: SegFormerLoRAConfig = field(default_factory=SegFormerLoRAConfig)
+    train: SegFormerTrainConfig = field(default_factory=SegFormerTrainConfig)
 
     def stored(self) -> ViTnnUNetConfig:
         """The same experiment in the schema of every ViT experiment."""
@@ -78,4 +91,10 @@ class SegFormernnUNetConfig(ViTnnUNetConfig):
             lora=SegFormerLoRAConfig(**asdict(config.lora)),
             train=SegFormerTrainConfig(**asdict(config.train)),
         )
-        return flat if flat.stored() == config else None
+        return flat if _completed(flat.stored()) == _completed(config) else None
+
+
+def _completed(config: ViTnnUNetConfig) -> ViTnnUNetConfig:
+    """A configuration with all options of its decoder."""
+    model = config.model
+    return replace(config, model=replace(model, decoder=complete_options(model.model_path, model.decoder)))
