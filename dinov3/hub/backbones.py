@@ -23,9 +23,6 @@ class Weights(Enum):
 
 
 SHARED = {
-    "patch_size": 16,
-    "pos_embed_rope_base": 100,
-    "pos_embed_rope_normalize_coords": "separate",
     "pos_embed_rope_rescale_coords": 2,
     "pos_embed_rope_dtype": "fp32",
     "layerscale_init": 1e-5,

@@ -31,6 +31,16 @@ CHOICES = {
     "pos_embed_rope_dtype": tuple(DTYPES),
     "pos_embed_rope_normalize_coords": ("min", "max", "separate"),
 }
+# Keywords of the reference for what timm's model has in one form only, with the value that stands for it.
+FIXED = {
+    "pos_embed_rope_min_period": None,
+    "pos_embed_rope_max_period": None,
+    "pos_embed_rope_shift_coords": None,
+    "pos_embed_rope_jitter_coords": None,
+    "ffn_bias": True,
+    "proj_bias": True,
+    "untie_cls_and_patch_norms": False,
+}
 # What a state of timm's names lacks keeps its value.
 OWN = ("mask_token", "local_cls_norm.weight", "local_cls_norm.bias")
 
@@ -60,11 +70,7 @@ class DinoVisionTransformer(ReferenceInterface):
         patch_size: side of the patches in pixels.
         in_chans: channels of the images.
         pos_embed_rope_base: base of the rotary periods.
-        pos_embed_rope_min_period: must be None.
-        pos_embed_rope_max_period: must be None.
         pos_embed_rope_normalize_coords: what coordinates are divided by: `separate` (height and width), `min` or `max`.
-        pos_embed_rope_shift_coords: must be None.
-        pos_embed_rope_jitter_coords: must be None.
         pos_embed_rope_rescale_coords: R: in training coordinates are multiplied by a random factor from 1/R to R, where
             anything of the ViT trains.
         pos_embed_rope_dtype: `fp32`, `fp16` or `bf16`, of the rotary encoding.
@@ -77,14 +83,11 @@ class DinoVisionTransformer(ReferenceInterface):
         layerscale_init: initial scale of the blocks' outputs; None for no scales.
         norm_layer: `layernorm` or `layernormbf16` (another epsilon).
         ffn_layer: `mlp`, `swiglu` or `swiglu64`.
-        ffn_bias: must be true.
-        proj_bias: must be true.
         n_storage_tokens: number of storage (register) tokens.
         mask_k_bias: whether states in the reference's names have a `bias_mask`, which blanks the keys' bias.
-        untie_cls_and_patch_norms: must be false.
         untie_global_and_local_cls_norm: whether there is a norm for local crops.
         device: where to create the parameters.
-        unknown: other keywords are ignored with a warning.
+        others: the keywords of `FIXED`; unknown ones are ignored with a warning.
 
     Raises:
         ValueError: what timm's model cannot do, or an unknown kind of norm, network or number.
@@ -97,11 +100,7 @@ class DinoVisionTransformer(ReferenceInterface):
         patch_size: int = 16,
         in_chans: int = 3,
         pos_embed_rope_base: float = 100.0,
-        pos_embed_rope_min_period: float | None = None,
-        pos_embed_rope_max_period: float | None = None,
         pos_embed_rope_normalize_coords: str = "separate",
-        pos_embed_rope_shift_coords: float | None = None,
-        pos_embed_rope_jitter_coords: float | None = None,
         pos_embed_rope_rescale_coords: float | None = None,
         pos_embed_rope_dtype: str = "bf16",
         embed_dim: int = 768,
@@ -113,26 +112,13 @@ class DinoVisionTransformer(ReferenceInterface):
         layerscale_init: float | None = None,
         norm_layer: str = "layernorm",
         ffn_layer: str = "mlp",
-        ffn_bias: bool = True,
-        proj_bias: bool = True,
         n_storage_tokens: int = 0,
         mask_k_bias: bool = False,
-        untie_cls_and_patch_norms: bool = False,
         untie_global_and_local_cls_norm: bool = False,
         device: torch.device | str | None = None,
-        **unknown: Any,
+        **others: Any,
     ) -> None:
-        if unknown:
-            logger.warning("ignored unknown keywords of DinoVisionTransformer: %s", ", ".join(sorted(unknown)))
-        _refuse(
-            pos_embed_rope_min_period=pos_embed_rope_min_period is not None,
-            pos_embed_rope_max_period=pos_embed_rope_max_period is not None,
-            pos_embed_rope_shift_coords=pos_embed_rope_shift_coords is not None,
-            pos_embed_rope_jitter_coords=pos_embed_rope_jitter_coords is not None,
-            ffn_bias=not ffn_bias,
-            proj_bias=not proj_bias,
-            untie_cls_and_patch_norms=untie_cls_and_patch_norms,
-        )
+        _check_others(others)
         _check_choices(
             norm_layer=norm_layer,
             ffn_layer=ffn_layer,
@@ -199,11 +185,14 @@ class DinoVisionTransformer(ReferenceInterface):
         return own | timm_to_reference(state, self.mask_k_bias)
 
 
-def _refuse(**is_set: bool) -> None:
-    """Raise ValueError for the first keyword that is set to what timm's model cannot do."""
-    refused = next((keyword for keyword, value in is_set.items() if value), None)
-    if refused:
-        raise ValueError(f"timm's DINOv3 has no {refused}: leave it at its default")
+def _check_others(others: dict[str, Any]) -> None:
+    """Raise ValueError for the first keyword that is set to what timm's model cannot do; warn of unknown ones."""
+    for keyword, value in others.items():
+        if keyword in FIXED and value != FIXED[keyword]:
+            raise ValueError(f"timm's DINOv3 has no {keyword}: leave it at its default")
+    unknown = sorted(others.keys() - FIXED.keys())
+    if unknown:
+        logger.warning("ignored unknown keywords of DinoVisionTransformer: %s", ", ".join(unknown))
 
 
 def _check_choices(**chosen: str) -> None:

@@ -15,26 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from dinov3.eval.segmentation.models.utils.ms_deform_attn import MSDeformAttn
 
 
-class DWConv(nn.Module):
-    """A 3×3 convolution of every channel by itself, on each map of a sequence of tokens.
-
-    Args:
-        dim: channels.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, x: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """Map tokens (B, Σ h·w, dim) of maps with these (h, w) to the same shape."""
-        flat = x.transpose(1, 2).split([height * width for height, width in shapes], dim=-1)
-        maps = [self.dwconv(part.unflatten(-1, shape)) for part, shape in zip(flat, shapes, strict=True)]
-        return torch.cat([part.flatten(2) for part in maps], dim=-1).transpose(1, 2)
-
-
 class ConvFFN(nn.Module):
-    """A feed-forward network with a convolution inside.
+    """A feed-forward network with a 3×3 convolution inside, of every channel by itself and on each map by itself.
 
     Args:
         dim: channels of input and result.
@@ -44,12 +26,16 @@ class ConvFFN(nn.Module):
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.dwconv = DWConv(hidden_dim)
+        convolution = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.dwconv = nn.ModuleDict({"dwconv": convolution})  # nested as the reference's names are
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
         """Map tokens (B, Σ h·w, dim) of maps with these (h, w) to the same shape."""
-        return self.fc2(F.gelu(self.dwconv(self.fc1(x), shapes)))
+        flat = self.fc1(x).transpose(1, 2).split([height * width for height, width in shapes], dim=-1)
+        maps = [part.unflatten(-1, shape) for part, shape in zip(flat, shapes, strict=True)]
+        convolved = torch.cat([self.dwconv["dwconv"](part).flatten(2) for part in maps], dim=-1)
+        return self.fc2(F.gelu(convolved.transpose(1, 2)))
 
 
 class Extractor(nn.Module):
