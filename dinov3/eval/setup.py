@@ -51,7 +51,7 @@ def load_model_and_context(
         The ViT, in evaluation mode, and `{"autocast_dtype": dtype}`, the precision to compute in.
 
     Raises:
-        ValueError: an unknown name, or weights that cannot be had or do not fit.
+        ValueError: an unknown name, or weights that are not available or do not fit.
     """
     name = _model_name(model_config)
     pretrained = model_config.pretrained or bool(model_config.pretrained_weights)

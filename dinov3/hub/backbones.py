@@ -50,7 +50,7 @@ def create_model(
         overrides: keywords of `DinoVisionTransformer`.
 
     Raises:
-        ValueError: an unknown name, or weights that cannot be had or do not fit.
+        ValueError: an unknown name, or weights that are not available or do not fit.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}; allowed: {', '.join(ARCHITECTURES)}")

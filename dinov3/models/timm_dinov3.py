@@ -85,7 +85,7 @@ def reference_to_timm(state: dict[str, Tensor], model: nn.Module) -> dict[str, T
 
     Returns:
         timm's names to tensors, the rotary periods of the file included. Tensors that only pretraining needs
-        (`PRETRAINING_ONLY`) are left out. A name that timm does not have keeps its place under its own name.
+        (`PRETRAINING_ONLY`) are left out. A name that timm does not have is kept as it is.
 
     Raises:
         ValueError: some blocks have a bias of their attention, and others not.

@@ -30,7 +30,7 @@ class Layout:
     Attributes:
         name: for people.
         signature: names that all of its files hold, and no file of the layouts further down the table.
-        aside: regular expression of names that a backbone has no place for.
+        aside: regular expression of names of tensors that are not part of a backbone.
         rotary: whether it is for networks with DINOv3's rotary encoding; None for either kind.
         rename: brings its names to Meta's.
     """
@@ -51,7 +51,7 @@ class WeightFile:
         layout: its layout.
         wrapper: the key under which the weights stand; empty for a bare dictionary.
         tensors: Meta's or timm's names to tensors.
-        aside: names in the file that no backbone has a place for.
+        aside: names of tensors in the file that are not part of a backbone.
     """
 
     path: Path

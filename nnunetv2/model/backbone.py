@@ -89,7 +89,7 @@ def create_backbone(
 
 @contextlib.contextmanager
 def weights_follow() -> Iterator[None]:
-    """Build networks without the warning about random weights: the caller loads weights afterwards, or only looks."""
+    """Build networks without the warning about random weights: the caller loads weights, or needs shapes only."""
     logger.disabled = True
     try:
         yield
@@ -170,7 +170,7 @@ def load_pretrained_weights(model: nn.Module, model_name: str, model_size: str) 
         What `load_backbone_weights` returns.
 
     Raises:
-        ValueError: there is no hub copy, or it cannot be had within seconds.
+        ValueError: there is no hub copy, or the hub does not answer within seconds.
     """
     return load_backbone_weights(model, find_pretrained_weights(model_name, model_size))
 
@@ -179,7 +179,7 @@ def find_pretrained_weights(model_name: str, model_size: str) -> Path:
     """Return the local path of timm's hub copy of a backbone's weights, downloading it where needed.
 
     Raises:
-        ValueError: there is no hub copy, or it cannot be had within seconds.
+        ValueError: there is no hub copy, or the hub does not answer within seconds.
     """
     try:
         return download_hub_weights(_hub_repository(model_name, model_size))

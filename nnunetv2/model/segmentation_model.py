@@ -34,7 +34,7 @@ class ViTSegmentationModel(nn.Module):
         input_channels: channels of the images.
         pretrained: without a file, load timm's hub copy; if false too, the backbone is random (one logged warning).
         query_bias: whether DINOv3's attention has a query bias; by default, if the file holds one.
-        out_layers: 0-based indices of the blocks whose outputs the decoder gets; by default four even quarters.
+        out_layers: 0-based indices of the feature layers, the blocks fed to the decoder; by default four even quarters.
         input_norm: `{"mean": [...], "std": [...]}`, one number per channel, applied to the input; None for none.
         precision: `float32`, `float16` or `bfloat16`: of the whole forward pass, in training and in prediction.
         deep_supervision: must be false; nnU-Net passes it.
@@ -42,7 +42,7 @@ class ViTSegmentationModel(nn.Module):
 
     Attributes:
         backbone: the ViT.
-        feature_indices: the blocks whose outputs the decoder gets.
+        feature_indices: 0-based indices of the feature layers.
         num_classes: number of classes.
         patch_size: side of the backbone's patches in pixels; also `backbone_patch_size`.
         mode: `frozen`, `lora` or `full`.
@@ -52,8 +52,8 @@ class ViTSegmentationModel(nn.Module):
         TypeError: an unknown keyword.
     """
 
-    # Depth of the backbone to the blocks whose outputs the decoder gets: the ends of the four quarters.
-    LAYER_INDICES: ClassVar[dict[int, list[int]]] = {12: [2, 5, 8, 11], 24: [5, 11, 17, 23]}
+    # Depth of the backbone to its feature layers; of other depths they are found in the same way.
+    LAYER_INDICES: ClassVar[dict[int, list[int]]] = {depth: ends_of_quarters(depth) for depth in (12, 24)}
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class ViTSegmentationModel(nn.Module):
 
     @classmethod
     def choose_layers(cls, depth: int, out_layers: Sequence[int] | None = None) -> list[int]:
-        """Return the 0-based, ascending indices of the blocks whose outputs the decoder gets.
+        """Return the 0-based, ascending indices of the feature layers.
 
         Args:
             depth: number of blocks of the backbone.
@@ -226,9 +226,9 @@ class ViTSegmentationModel(nn.Module):
 
 
 class LastLayerModel(ViTSegmentationModel):
-    """A model whose decoder reads the last block only, unless `out_layers` names others."""
+    """A model whose only feature layer is the last block, unless `out_layers` names others."""
 
     @classmethod
     def choose_layers(cls, depth: int, out_layers: Sequence[int] | None = None) -> list[int]:
-        """Return the indices of the blocks whose outputs the decoder gets (see `ViTSegmentationModel`)."""
+        """Return the indices of the feature layers (see `ViTSegmentationModel`)."""
         return layer_indices(BackboneLayersSet.LAST if out_layers is None else out_layers, depth)

@@ -16,7 +16,7 @@ from dinov3.eval.segmentation.models.utils.ms_deform_attn import MSDeformAttn
 
 
 class ConvFFN(nn.Module):
-    """A feed-forward network with a 3×3 convolution inside, of every channel by itself and on each map by itself.
+    """A feed-forward network with a depthwise 3×3 convolution inside, on each map by itself.
 
     Args:
         dim: channels of input and result.

@@ -29,16 +29,16 @@ class ResidualLayer(nn.Module):
         self.pre_norm = pre_norm
 
     def before(self, x: Tensor) -> Tensor:
-        """What the branch gets."""
+        """The input of the branch."""
         return self.norm(x) if self.pre_norm else x
 
     def after(self, x: Tensor, change: Tensor) -> Tensor:
-        """What the layer gives."""
+        """The output of the layer."""
         return x + change if self.pre_norm else self.norm(x + change)
 
 
 class SelfAttentionLayer(ResidualLayer):
-    """The queries look at each other.
+    """Self-attention among the queries.
 
     Args:
         d_model: channels.
@@ -54,12 +54,12 @@ class SelfAttentionLayer(ResidualLayer):
     def forward(self, queries: Tensor, query_position: Tensor) -> Tensor:
         """Map queries and their positions (B, Q, d_model) to (B, Q, d_model)."""
         x = self.before(queries)
-        placed = x + query_position
-        return self.after(queries, self.self_attn(placed, placed, x, need_weights=False)[0])
+        keys = x + query_position
+        return self.after(queries, self.self_attn(keys, keys, x, need_weights=False)[0])
 
 
 class CrossAttentionLayer(ResidualLayer):
-    """The queries look at the pixels that their masks cover.
+    """Masked attention: the queries cross-attend to the pixels that their masks cover.
 
     Args:
         d_model: channels.
@@ -73,22 +73,22 @@ class CrossAttentionLayer(ResidualLayer):
         _xavier(self.multihead_attn)
 
     def forward(
-        self, queries: Tensor, query_position: Tensor, pixels: Tensor, pixel_position: Tensor, hidden: Tensor
+        self, queries: Tensor, query_position: Tensor, pixels: Tensor, pixel_position: Tensor, masked: Tensor
     ) -> Tensor:
-        """Let the queries look.
+        """Cross-attend to a feature map.
 
         Args:
             queries: (B, Q, d_model).
-            query_position: their positions, of the same shape.
-            pixels: (B, n, d_model).
-            pixel_position: their positions, (B, n, d_model).
-            hidden: True where a query must not look, (B · heads, Q, n).
+            query_position: their position encodings, of the same shape.
+            pixels: of the feature map, (B, n, d_model).
+            pixel_position: their position encodings, (B, n, d_model).
+            masked: True where a query does not attend, (B · heads, Q, n).
 
         Returns:
             (B, Q, d_model).
         """
         attended, _ = self.multihead_attn(
-            self.before(queries) + query_position, pixels + pixel_position, pixels, attn_mask=hidden, need_weights=False
+            self.before(queries) + query_position, pixels + pixel_position, pixels, attn_mask=masked, need_weights=False
         )
         return self.after(queries, attended)
 
@@ -227,8 +227,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         )
         for i, (cross_attention, self_attention, feed_forward) in enumerate(layers):
             level = i % NUM_FEATURE_LEVELS
-            hidden = self._hide(predictions[-1]["pred_masks"], sizes[level])
-            queries = cross_attention(queries, query_position, pixels[level], positions[level], hidden)
+            masked = self._attention_mask(predictions[-1]["pred_masks"], sizes[level])
+            queries = cross_attention(queries, query_position, pixels[level], positions[level], masked)
             queries = feed_forward(self_attention(queries, query_position))
             predictions.append(self._predict(queries, mask_features))
         return {**predictions[-1], "aux_outputs": predictions[:-1]}
@@ -239,11 +239,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return {"pred_logits": self.class_embed(queries), "pred_masks": masks}
 
     @torch.no_grad()
-    def _hide(self, masks: Tensor, size: Sequence[int]) -> Tensor:
-        # True, for every head, where the mask does not cover the pixel; a query that would see nothing sees everything
+    def _attention_mask(self, masks: Tensor, size: Sequence[int]) -> Tensor:
+        # True where the mask does not cover the pixel. A query whose mask covers none attends to all: a softmax over
+        # nothing would be NaN.
         covered = resize(masks, size).flatten(2).sigmoid() >= 0.5
-        hidden = ~covered & covered.any(-1, keepdim=True)
-        return hidden.repeat_interleave(self.num_heads, dim=0)
+        masked = ~covered & covered.any(-1, keepdim=True)
+        return masked.repeat_interleave(self.num_heads, dim=0)
 
 
 def _projection(in_channels: int, channels: int) -> nn.Conv2d:

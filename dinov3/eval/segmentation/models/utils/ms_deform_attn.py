@@ -1,6 +1,6 @@
 """Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021, https://arxiv.org/abs/2010.04159, eq. 3).
 
-Every query looks at a few points around its place, on maps of several sizes. Plain PyTorch: it differentiates itself.
+Every query attends to a few sampling locations around its reference point, on maps of several sizes. Plain PyTorch.
 """
 
 import math
@@ -17,7 +17,7 @@ def ms_deform_attn_core_pytorch(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Sum values at sampled places, weighted.
+    """Sum the values at sampling locations, weighted by the attention.
 
     Args:
         value: the maps, flattened and one after the other, (B, Σ h·w, heads, C).
@@ -85,9 +85,9 @@ class MSDeformAttn(nn.Module):
         self.n_levels = n_levels
         self.n_heads = n_heads
         self.n_points = n_points
-        places = n_heads * n_levels * n_points
-        self.sampling_offsets = nn.Linear(d_model, 2 * places)
-        self.attention_weights = nn.Linear(d_model, places)
+        num_samples = n_heads * n_levels * n_points
+        self.sampling_offsets = nn.Linear(d_model, 2 * num_samples)
+        self.attention_weights = nn.Linear(d_model, num_samples)
         self.value_proj = nn.Linear(d_model, value_channels)
         self.output_proj = nn.Linear(value_channels, d_model)
         self.reset_parameters()
@@ -118,11 +118,11 @@ class MSDeformAttn(nn.Module):
         input_level_start_index: Tensor | None = None,
         input_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Let queries look at maps.
+        """Cross-attend to feature maps.
 
         Args:
             query: (B, queries, d_model).
-            reference_points: the queries' places (x, y) or boxes (x, y, w, h), 0 to 1,
+            reference_points: of the queries, (x, y) or boxes (x, y, w, h), 0 to 1,
                 (B or 1, queries, levels or 1, 2 or 4).
             input_flatten: the maps, flattened and one after the other, (B, Σ h·w, d_model).
             input_spatial_shapes: (h, w) of every map, (levels, 2).
@@ -135,14 +135,14 @@ class MSDeformAttn(nn.Module):
         value = self.value_proj(input_flatten)
         if input_padding_mask is not None:
             value = value.masked_fill(input_padding_mask.unsqueeze(-1), 0.0)
-        places = (self.n_heads, self.n_levels, self.n_points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*places, 2))
+        samples = (self.n_heads, self.n_levels, self.n_points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*samples, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.n_heads, -1)).softmax(-1)
         attended = ms_deform_attn_core_pytorch(
             value.unflatten(-1, (self.n_heads, -1)),
             input_spatial_shapes,
             self._locate(reference_points, offsets, input_spatial_shapes),
-            weights.unflatten(-1, places[1:]),
+            weights.unflatten(-1, samples[1:]),
         )
         return self.output_proj(attended)
 
