@@ -50,9 +50,10 @@ HEAD = """# Configuration reference
 
 An experiment is one YAML file. What it leaves out has the default below; `null` in the section `train` means nnU-Net's
 own value. Everything can be overridden at the end of the command, as in `model.backbone_size=base train.num_epochs=50`.
-Unknown keys, wrong types and impossible values are refused before anything is loaded or written.
+Unknown keys, wrong types and impossible values are refused, all at once, before anything is written; those of
+`model.decoder` when its module has been imported, all others before.
 
-Write small numbers out (`0.0001`): some YAML readers take `1e-4` for text.
+Write small numbers out (`0.0001`): some YAML readers take `1e-4` for text. A number in quotes is a text.
 
 ## A configuration that changes another one
 

@@ -5,6 +5,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dinov3.eval.segmentation.config import M2FTrainConfig
 from nnunetv2.experiment.decoder_options import complete_options, read_options
@@ -18,6 +20,7 @@ from nnunetv2.run.training_commands import TRAIN_M2F, TRAIN_VIT
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.training.vit.schemas import SCHEMAS
 
 RGB = ["RGBTo01Normalization"] * 3
 BASE = {"model.backbone_size": "tiny", "model.pretrained": "false"}
@@ -172,6 +175,17 @@ def test_defaults_of_the_schema():
     assert all(getattr(train, name) is None for name in unset)
 
 
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_omegaconf_reads_the_schemas(schema: type):
+    config = OmegaConf.structured(schema)
+    assert OmegaConf.to_object(config) == schema() == OmegaConf.to_object(OmegaConf.structured(schema()))
+    config.train.num_epochs = 3
+    with pytest.raises(OmegaConfBaseException):
+        config.train.num_epochs = "three"
+    with pytest.raises(OmegaConfBaseException):
+        config.train.epochs = 3
+
+
 def test_overrides_and_own_files(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text("model: {backbone: dinov2}\ntrain: {initial_lr: 1e-4, patch_size: [64, 80]}\n")
@@ -204,6 +218,7 @@ def test_overrides_and_own_files(tmp_path: Path):
         ("model.backbone=dinov4", "unknown backbone 'dinov4' (did you mean 'dinov3'?); allowed: dinov3, dinov2"),
         ("model.backbone_size=giant", "dinov3 has no size 'giant'"),
         ("model.model_path=no.such.module", "module 'no.such.module' not found"),
+        ("model.model_path=.relative", "model.model_path"),
         ("model.model_path=json", "has no function create_segmentation_model"),
         ("model.checkpoint_path=/no/file.pth", "no such file: '/no/file.pth'"),
         ("model.pretrained=true", "there are no pretrained weights of dinov3 tiny to download"),

@@ -4,6 +4,7 @@ import functools
 import gc
 import os
 import pydoc
+from dataclasses import asdict
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -94,7 +95,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         return derive_plans(plans, configuration, dataset_json, config, name, config_source(config_path))
 
     def _experiment(self) -> dict[str, Any]:
-        return self.configuration_manager.configuration[EXPERIMENT_KEY]
+        return asdict(self.config)
 
     def _apply_train_config(self) -> None:
         train = self.config.train

@@ -132,8 +132,10 @@ class ViTModelConfig(BackboneConfig):
 def _is_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):  # a package above it is missing, or it cannot be a name
+    except (ModuleNotFoundError, ValueError):  # a package above it is missing, or it cannot be a name
         return False
+    except Exception:  # of the code of a package above it, which is told when the module is imported
+        return True
 
 
 @dataclass
