@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dinov3.weights.fitting import fit_weights
 from dinov3.weights.layouts import WeightFile, read_weights
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.model.backbone import create_backbone, find_pretrained_weights, weights_follow
+from nnunetv2.model.backbone import create_backbone, find_pretrained_weights, load_weights, weights_follow
 
 
 class PretrainedWeights:
@@ -63,3 +64,19 @@ class PretrainedWeights:
             fit_weights(self.file, backbone)
         except ValueError as error:
             raise ExperimentError(str(error)) from error
+
+    def load(self, backbone: nn.Module) -> str:
+        """Load them into a backbone, also into one that already carries LoRA.
+
+        Returns:
+            A line for the log: what was loaded from where, or that nothing was.
+
+        Raises:
+            ValueError: they cannot be had or read, or do not fit.
+        """
+        if self.file is not None:
+            return f"Loaded {load_weights(backbone, self.file)}"
+        return (
+            "WARNING: model.pretrained is false: the backbone starts from random weights, or from those that "
+            "-pretrained_weights names"
+        )

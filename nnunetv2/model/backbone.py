@@ -79,7 +79,7 @@ def create_backbone(
     if is_dinov3(model):
         match_reference(model)
     if weights is not None:
-        _load(model, weights)
+        load_weights(model, weights)
     elif pretrained:
         load_pretrained_weights(model, model_name, model_size)
     else:
@@ -148,10 +148,11 @@ def load_backbone_weights(model: nn.Module, path: str | Path) -> str:
     Raises:
         ValueError: the file cannot be read, or does not fill the model tensor by tensor.
     """
-    return _load(model, read_weights(path))
+    return load_weights(model, read_weights(path))
 
 
-def _load(model: nn.Module, weights: WeightFile) -> str:
+def load_weights(model: nn.Module, weights: WeightFile) -> str:
+    """Load weights that were read from a file into a backbone (see `load_backbone_weights`)."""
     fit = fit_weights(weights, model)
     model.load_state_dict(fit.tensors, strict=False)  # `fit_weights` has been stricter
     logger.info("%s", fit.report)

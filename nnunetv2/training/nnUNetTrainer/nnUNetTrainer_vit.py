@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -21,19 +20,19 @@ from nnunetv2.experiment.checkpoint import remove_partial_checkpoints, write_che
 from nnunetv2.experiment.derive import derive_plans
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import CONFIG_PATH_KEY, EXPERIMENT_KEY, check_name, check_results, restore
+from nnunetv2.experiment.pretrained_weights import PretrainedWeights
 from nnunetv2.experiment.schema import config_source, load_config
 from nnunetv2.experiment.versions import record_versions
-from nnunetv2.model.backbone import load_backbone_weights, load_pretrained_weights, weights_follow
-from nnunetv2.model.parameter_counts import count_parameters_per_part
+from nnunetv2.model.backbone import weights_follow
 from nnunetv2.model.precision import autocast_for
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.architecture import describe_architecture
+from nnunetv2.training.vit.experiment_log import log_experiment
 from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
 from nnunetv2.training.vit.schedule import EpochSchedule, schedule_factor
 from nnunetv2.training.vit.seeding import seed_epoch
 from nnunetv2.training.vit.targets import full_size_target
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 
@@ -121,7 +120,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             model = self.config.model
             architecture = describe_architecture(self.plain_network, model.backbone, model.backbone_size)
             self.print_to_log_file(f"Architecture:\n{architecture}", also_print_to_console=False)
-        self._log_experiment()
+        log_experiment(self, self._experiment())
 
     @staticmethod
     def build_network_architecture(
@@ -153,38 +152,12 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def _load_pretrained_backbone(self) -> None:
-        model = self.config.model
         backbone = self.plain_network.backbone
         if self.local_rank == 0:
-            if model.checkpoint_path:
-                self.print_to_log_file(f"Loaded {load_backbone_weights(backbone, model.checkpoint_path)}")
-            elif model.pretrained:
-                report = load_pretrained_weights(backbone, model.backbone, model.backbone_size)
-                self.print_to_log_file(f"Loaded {report}")
-            else:
-                self.print_to_log_file(
-                    "WARNING: model.pretrained is false: the backbone starts from random weights, or from those that "
-                    "-pretrained_weights names"
-                )
+            self.print_to_log_file(PretrainedWeights(self.config.model).load(backbone))
         if self.is_ddp:  # one process reads or downloads, the others get its tensors
             for tensor in backbone.state_dict().values():
                 dist.broadcast(tensor, src=0)
-
-    def _log_experiment(self) -> None:
-        self.print_to_log_file(f"Experiment {self.plans_manager.plans_name}:\n{OmegaConf.to_yaml(self._experiment())}")
-        input_norm = self.configuration_manager.network_arch_init_kwargs["input_norm"]
-        self.print_to_log_file(
-            f"Backbone mode: {self.config.mode}, feature layers: {self.plain_network.feature_indices}, "
-            f"input normalisation: {input_norm or 'none, channels pass as nnU-Net normalises them'}"
-        )
-        self.print_to_log_file(f"Epochs: {self.num_epochs}, save_every: {self.save_every} (epochs between checkpoints)")
-        if self.device.type == "cpu":
-            processes = get_allowed_n_proc_DA()
-            self.print_to_log_file(f"Threads: {torch.get_num_threads()}, augmentation processes: {processes}")
-        parts = count_parameters_per_part(self.plain_network)
-        for name, (total, trainable) in parts.items():
-            self.print_to_log_file(f"Parameters of {name}: {total:,}, trainable {trainable:,}", add_timestamp=False)
-        self.logger.update_config({"parameters": {name: list(counts) for name, counts in parts.items()}})
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Create the optimiser and the schedule that the configuration names."""

@@ -1,0 +1,35 @@
+"""What the log of a training says of its experiment."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+
+from nnunetv2.model.parameter_counts import count_parameters_per_part
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
+
+
+def log_experiment(trainer: "nnUNetTrainer_vit", experiment: dict[str, Any]) -> None:
+    """Log the configuration, what was resolved automatically, and the numbers of parameters.
+
+    Args:
+        trainer: an initialised trainer.
+        experiment: its whole configuration.
+    """
+    log, network = trainer.print_to_log_file, trainer.plain_network
+    log(f"Experiment {trainer.plans_manager.plans_name}:\n{OmegaConf.to_yaml(experiment)}")
+    input_norm = trainer.configuration_manager.network_arch_init_kwargs["input_norm"]
+    log(
+        f"Backbone mode: {trainer.config.mode}, feature layers: {network.feature_indices}, "
+        f"input normalisation: {input_norm or 'none, channels pass as nnU-Net normalises them'}"
+    )
+    log(f"Epochs: {trainer.num_epochs}, save_every: {trainer.save_every} (epochs between checkpoints)")
+    if trainer.device.type == "cpu":
+        log(f"Threads: {torch.get_num_threads()}, augmentation processes: {get_allowed_n_proc_DA()}")
+    parts = count_parameters_per_part(network)
+    for name, (total, trainable) in parts.items():
+        log(f"Parameters of {name}: {total:,}, trainable {trainable:,}", add_timestamp=False)
+    trainer.logger.update_config({"parameters": {name: list(counts) for name, counts in parts.items()}})
