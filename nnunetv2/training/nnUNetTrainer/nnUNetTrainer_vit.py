@@ -73,10 +73,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         if EXPERIMENT_KEY not in plans["configurations"].get(configuration, {}):
             plans = self._derive_in_memory(plans, configuration, dataset_json, config_path or self.default_config)
             plans["continue_training"] = continue_training
-        elif config_path not in (
-            None,
-            plans.get(CONFIG_PATH_KEY),
-        ):  # a checkpoint's `init_args` name it beside the plans
+        elif config_path not in (None, plans.get(CONFIG_PATH_KEY)):  # checkpoints name it in `init_args`
             raise ExperimentError(
                 f"the plans {plans['plans_name']!r} carry their experiment: config_path must be left out"
             )
@@ -85,16 +82,13 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         self.my_init_kwargs["config_path"] = plans.get(CONFIG_PATH_KEY)  # saved in the checkpoints, beside the plans
         self._restoring = False
         self._apply_train_config()
-        self.logger.update_config({EXPERIMENT_KEY: self._experiment()})
+        self.logger.update_config({EXPERIMENT_KEY: asdict(self.config)})
 
     @classmethod
     def _derive_in_memory(cls, plans: dict, configuration: str, dataset_json: dict, config_path: str) -> dict[str, Any]:
         config, name = load_config(cls.config_class, config_path), Path(config_path).stem
         check_name(name)
         return derive_plans(plans, configuration, dataset_json, config, name, config_source(config_path))
-
-    def _experiment(self) -> dict[str, Any]:
-        return asdict(self.config)
 
     def _apply_train_config(self) -> None:
         train = self.config.train
@@ -120,7 +114,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             model = self.config.model
             architecture = describe_architecture(self.plain_network, model.backbone, model.backbone_size)
             self.print_to_log_file(f"Architecture:\n{architecture}", also_print_to_console=False)
-        log_experiment(self, self._experiment())
+        log_experiment(self, asdict(self.config))
 
     @staticmethod
     def build_network_architecture(
