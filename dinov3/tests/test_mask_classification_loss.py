@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from golden_cases import Case, check_equal
 from torch import Tensor
 
+from dinov3.eval.segmentation import hungarian_matcher
 from dinov3.eval.segmentation.mask_classification_loss import MaskClassificationLoss
 from dinov3.eval.segmentation.target_batch import TargetBatch
 
@@ -173,7 +174,22 @@ def test_layers_may_have_masks_of_different_sizes_and_many_queries():
             torch.testing.assert_close(getattr(together, name)[i], alone)
 
 
-def test_what_is_ignored_takes_part_in_nothing():
+@pytest.mark.parametrize("ignore", [False, True])
+def test_forms_for_cpu_and_gpu_agree(ignore: bool):
+    torch.manual_seed(0)
+    masks, images = [torch.randn(2, 60, 5, 9) * 5, torch.randn(2, 60, 16, 16)], targets()
+    masks[0][0, 0], masks[0][0, 1] = 80.0, -200.0
+    if ignore:
+        images[0]["valid"] = torch.arange(32 * 32).view(32, 32) % 32 < 20
+    batch = TargetBatch(images, torch.device("cpu"))
+    points, classes = torch.rand(2, 70, 2), [torch.randn(2, 60, 4)] * 2
+    by_parts = small_loss().matcher.costs(masks, classes, batch, points)
+    with mock.patch.object(hungarian_matcher, "sum_by_parts", hungarian_matcher.sum_at_once):
+        at_once = small_loss().matcher.costs(masks, classes, batch, points)
+    torch.testing.assert_close(tuple(at_once), tuple(by_parts))
+
+
+def test_ignored_pixels_have_no_effect():
     outputs, images, loss = predictions(), targets(), small_loss(num_points=2000)
     valid = torch.ones(32, 32, dtype=torch.bool)
     valid[:, 16:] = False

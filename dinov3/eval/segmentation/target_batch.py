@@ -1,30 +1,17 @@
-"""The targets of a batch in mask classification, and the sampling of maps at points."""
+"""The targets of a batch in mask classification."""
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dinov3.eval.segmentation.point_sampler import sample
 
-def sample(maps: Tensor, grid: Tensor, padding_mode: str = "zeros") -> Tensor:
-    """Sample maps bilinearly.
-
-    Args:
-        maps: (B, C, h, w).
-        grid: (x, y), -1 to 1 inside of the map, (B, P, 2).
-        padding_mode: what is outside of the outermost pixel centres, as in `torch.nn.functional.grid_sample`.
-
-    Returns:
-        (B, C, P).
-    """
-    return F.grid_sample(
-        maps, grid.unsqueeze(2), mode="bilinear", padding_mode=padding_mode, align_corners=False
-    ).squeeze(-1)
+OUTSIDE = -3.0  # beyond any pixel that bilinear sampling touches, even of a map of one pixel
 
 
 class TargetBatch:
-    """The targets of a batch, T masks in all, one after the other.
+    """The targets of a batch, T masks in all, concatenated.
 
     Args:
         targets: per image `masks` (N, H, W), `labels` (N,), and perhaps `valid` (H, W), False where a pixel is
@@ -33,10 +20,10 @@ class TargetBatch:
 
     Attributes:
         counts: number of targets per image.
-        first: number of each image's first target.
+        first: index of each image's first target.
         masks: (T, H, W), float32.
         labels: (T,), int64.
-        images: number of the image that each belongs to, (T,).
+        images: index of each target's image, (T,).
         ignored: 1 where a pixel is ignored, (B, 1, H, W), float32; None if none is.
     """
 
@@ -55,28 +42,30 @@ class TargetBatch:
             valid = torch.stack([target.get("valid", everything).to(device) for target in targets])
             self.ignored = (~valid).unsqueeze(1).to(torch.float32)
 
-    def take_part(self) -> Tensor:
-        """1 for images of which some pixel takes part, otherwise 0: (B,), float32."""
+    def has_valid_pixels(self) -> Tensor:
+        """1 for images that are not ignored as a whole, otherwise 0: (B,), float32."""
         if self.ignored is None:
             return torch.ones(len(self.counts), device=self.masks.device)
         return (self.ignored == 0).flatten(1).any(1).to(torch.float32)
 
     def by_image(self, values: Tensor) -> Tensor:
-        """Arrange values of all targets, (T, …), by image, (B, N, …), filled up with zeros."""
+        """Arrange values of all targets, (T, …), by image, (B, N, …), padded with zeros."""
         arranged = values.new_zeros((len(self.counts), max(self.counts), *values.shape[1:]))
         arranged[self.images, self._places] = values
         return arranged
 
-    def weights(self, grid: Tensor, images: Tensor) -> Tensor | None:
-        """1 for points that touch no ignored pixel, otherwise 0.
+    def discard_ignored(self, grid: Tensor, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Move points that touch an ignored pixel out of the image, where every map is sampled as 0.
 
         Args:
             grid: (x, y), -1 to 1, (R, P, 2).
-            images: number of the image of every row, (R,).
+            images: index of each row's image, (R,).
 
         Returns:
-            (R, P), or None if nothing is ignored.
+            The points, (R, P, 2), and their weights, (R, P): 0 for those that were moved, otherwise 1; None if no pixel
+            is ignored.
         """
         if self.ignored is None:
-            return None
-        return (sample(self.ignored[images], grid, "border").squeeze(1) == 0).to(grid.dtype)
+            return grid, None
+        valid = sample(self.ignored[images], grid, "border").squeeze(1) == 0
+        return grid.where(valid.unsqueeze(-1), OUTSIDE), valid.to(grid.dtype)
