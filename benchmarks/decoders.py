@@ -39,10 +39,10 @@ from packaged_decoders import FORMS, MASK2FORMER_FORMS, build_network, create_lo
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dinov3.eval.segmentation.precision import autocast_for
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.backbone_families import check_backbone
 from nnunetv2.model.parameter_counts import count_parameters
-from nnunetv2.model.precision import autocast_for
 from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
 
 NUM_CLASSES = 3
