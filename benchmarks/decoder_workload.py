@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from packaged_decoders import FORMS, MASK2FORMER_FORMS, build_network, create_loss, read_form
 
-from nnunetv2.model.precision import autocast_for
+from dinov3.eval.segmentation.precision import autocast_for
 from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
 
 NUM_CLASSES = 3

@@ -1,8 +1,5 @@
-"""What of a backbone trains, and how one that does not is run."""
+"""What of a backbone trains. One that is frozen gets no graph by itself, as no parameter of it asks for a gradient."""
 
-import contextlib
-
-import torch
 from torch import nn
 
 
@@ -28,8 +25,3 @@ def eval_if_frozen(backbone: nn.Module) -> None:
     """Put a backbone of which nothing trains into evaluation mode: no dropout, no stochastic depth."""
     if not trains(backbone):
         backbone.eval()
-
-
-def no_grad_if_frozen(backbone: nn.Module) -> contextlib.AbstractContextManager:
-    """Run a backbone of which nothing trains without a graph, whose activations would be kept for nothing."""
-    return torch.set_grad_enabled(torch.is_grad_enabled() and trains(backbone))

@@ -94,7 +94,7 @@ class DPTSegmentationModel(ViTSegmentationModel):
         self.neck = DPTNeck(self.embed_dim, fusion_hidden_size, readout_type, use_batch_norm_in_fusion_residual)
         self.head = DPTHead(fusion_hidden_size, num_classes, decoder_dropout)
 
-    def extract(self, x: Tensor) -> list[Tensor]:
+    def encode(self, x: Tensor) -> list[Tensor]:
         """Return the tokens of four blocks for images (B, C, H, W): (B, 1 + patches, embed_dim), class token first."""
         if self.readout_type == "ignore":
             maps = get_vit_features(self.backbone, x, self.feature_indices)

@@ -15,9 +15,9 @@ from dinov3.eval.segmentation.m2f_targets import queries_to_logits
 from dinov3.eval.segmentation.models.backbone.vit_adapter import COARSEST_STRIDE, ViTAdapter, vit_tokens
 from dinov3.eval.segmentation.models.heads.mask2former_head import COMMON_STRIDE, FEATURES, Mask2FormerHead
 from dinov3.eval.segmentation.models.utils.extent import crop_output, pad_to_multiple
+from dinov3.eval.segmentation.precision import autocast_for
 from dinov3.models.feature_layers import BackboneLayersSet, layer_indices
 from nnunetv2.model.option_checks import check_levels
-from nnunetv2.model.precision import autocast_for
 from nnunetv2.model.segmentation_model import ViTSegmentationModel
 
 Queries = dict[str, Tensor | list[dict[str, Tensor]]]
@@ -113,7 +113,7 @@ class M2FSegmentationModel(ViTSegmentationModel):
             queries = self.head(self.adapter.adapt(padded, self.encode(padded)))
         return crop_output(queries, padded.shape[-2:], x.shape[-2:])
 
-    def extract(self, x: Tensor) -> list[Tensor]:
+    def encode(self, x: Tensor) -> list[Tensor]:
         """Return the patch tokens of the feature layers for normalised images (B, C, H, W), sides multiples of 32."""
         return vit_tokens(self.backbone, x, self.feature_indices)
 

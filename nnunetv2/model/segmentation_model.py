@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dinov3.eval.segmentation.models.utils.extent import pad_to_multiple
+from dinov3.eval.segmentation.precision import DTYPES, autocast_for
 from dinov3.models.feature_layers import BackboneLayersSet, ends_of_quarters, layer_indices
 from dinov3.models.features import get_vit_features
-from dinov3.models.freezing import eval_if_frozen, no_grad_if_frozen
+from dinov3.models.freezing import eval_if_frozen
 from nnunetv2.model.backbone import create_backbone
 from nnunetv2.model.lora import disable_lora, enable_lora
 from nnunetv2.model.parameter_counts import count_parameters_per_part
-from nnunetv2.model.precision import DTYPES, autocast_for
 
 
 class ViTSegmentationModel(nn.Module):
@@ -206,12 +206,7 @@ class ViTSegmentationModel(nn.Module):
             raise ValueError(f"expected images of shape (B, {self.input_channels}, H, W), got {tuple(x.shape)}")
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Return what the decoder gets of normalised images (B, C, H, W); without a graph if the backbone is frozen."""
-        with no_grad_if_frozen(self.backbone):
-            return self.extract(x)
-
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return features of normalised images (B, C, H, W): by default maps (B, embed_dim, H / patch, W / patch)."""
+        """Return what the decoder gets of normalised images (B, C, H, W): maps (B, embed_dim, H / patch, W / patch)."""
         return get_vit_features(self.backbone, x, self.feature_indices)
 
     def decode(self, features: list[Tensor], output_size: Sequence[int]) -> Tensor:

@@ -11,11 +11,11 @@ from networks import NETWORKS, SAME_NETWORK
 from torch import nn
 
 from dinov3.eval.segmentation.models.utils.extent import pad_to_multiple
+from dinov3.eval.segmentation.precision import autocast_for
 from nnunetv2.experiment.decoder_options import packaged_decoders, read_options
 from nnunetv2.model.backbone import FAMILIES
 from nnunetv2.model.model import create_segmentation_model as create_first_model
 from nnunetv2.model.model_upernet import UperNetSegmentationModel, create_segmentation_model
-from nnunetv2.model.precision import autocast_for
 from nnunetv2.model.segmentation_model import ViTSegmentationModel
 from nnunetv2.model.upsample import resize
 

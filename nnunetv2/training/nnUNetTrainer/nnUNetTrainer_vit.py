@@ -16,6 +16,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from dinov3.eval.segmentation.precision import autocast_for
 from nnunetv2.experiment.checkpoint import remove_partial_checkpoints, write_checkpoint
 from nnunetv2.experiment.derive import derive_plans
 from nnunetv2.experiment.errors import ExperimentError
@@ -24,7 +25,6 @@ from nnunetv2.experiment.pretrained_weights import PretrainedWeights
 from nnunetv2.experiment.schema import config_source, load_config
 from nnunetv2.experiment.versions import record_versions
 from nnunetv2.model.backbone import weights_follow
-from nnunetv2.model.precision import autocast_for
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.architecture import describe_architecture

@@ -16,7 +16,7 @@ from dinov3.eval.segmentation.models.utils.extent import crop_output, pad_to_mul
 from dinov3.eval.segmentation.precision import autocast_to
 from dinov3.models.feature_layers import BackboneLayersSet, layer_indices
 from dinov3.models.features import get_vit_features
-from dinov3.models.freezing import eval_if_frozen, freeze, no_grad_if_frozen
+from dinov3.models.freezing import eval_if_frozen, freeze
 from dinov3.models.timm_dinov3 import is_dinov3, match_reference
 
 DECODER_TYPES = ("m2f", "linear")
@@ -50,8 +50,7 @@ class IntermediateFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map images (B, C, H, W) to maps (B, embed_dim, h, w), one per block; images are padded to whole patches."""
-        with no_grad_if_frozen(self.feature_model):
-            return get_vit_features(self.feature_model, pad_to_multiple(x, self.size_multiple), self.layers)
+        return get_vit_features(self.feature_model, pad_to_multiple(x, self.size_multiple), self.layers)
 
 
 class FeatureDecoder(nn.Module):

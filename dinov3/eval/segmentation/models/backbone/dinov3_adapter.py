@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dinov3.eval.segmentation.models.backbone.vit_adapter import COARSEST_STRIDE, ViTAdapter, vit_tokens
 from dinov3.eval.segmentation.models.utils.extent import pad_to_multiple
-from dinov3.models.freezing import eval_if_frozen, freeze, no_grad_if_frozen
+from dinov3.models.freezing import eval_if_frozen, freeze
 
 
 class DINOv3_Adapter(ViTAdapter):
@@ -64,6 +64,4 @@ class DINOv3_Adapter(ViTAdapter):
             `1` to `4`: maps (B, embed_dim, h, w) at strides 4, 8, 16 and 32 of the padded image.
         """
         x = pad_to_multiple(x, COARSEST_STRIDE)
-        with no_grad_if_frozen(self.backbone):
-            layers = vit_tokens(self.backbone, x, self.interaction_indexes)
-        return self.adapt(x, layers)
+        return self.adapt(x, vit_tokens(self.backbone, x, self.interaction_indexes))
