@@ -104,7 +104,8 @@ def rows(schema: type, prefix: str, known: type | None = None) -> Iterator[str]:
     for name, rule in rules_of(schema).items():
         if "$ref" not in rule:  # a nested class
             allowed = ANY_TYPES.get(f"{prefix}{name}") or in_words(rule)
-            row = f"| `{prefix}{name}` | `{as_yaml(getattr(defaults, name))}` | {allowed} | {texts[name]} |"
+            default, text = as_yaml(getattr(defaults, name)), texts.get(name, "as above")
+            row = f"| `{prefix}{name}` | `{default}` | {allowed} | {text} |"
             if row not in others:
                 yield row
 

@@ -19,6 +19,7 @@ MASK2FORMER = "nnunetv2.model.model_m2f"  # returns queries, and so has a traine
 FACTORY = "create_segmentation_model"
 # What a module may have beside its factory, `(options, batch_size, regions) → options`, to decide on what is automatic.
 RESOLVER = "resolve_options"
+PLAIN_TYPES = (bool, int, float, str, list, tuple, dict, type(None))  # what plans can hold
 
 
 def packaged_decoders() -> list[str]:
@@ -142,12 +143,4 @@ def complete_options(model_path: str, options: dict[str, Any]) -> dict[str, Any]
     schema = read_options(model_path)
     refuse((describe(error, schema, "model.decoder.") for error in check(schema, options)), model_path)
     defaults = {f.name: f.default_factory() for f in fields(schema) if f.default_factory is not MISSING}
-    return plain({**{name: value for name, value in defaults.items() if _fits_in_plans(value)}, **options})
-
-
-def _fits_in_plans(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+    return plain({**{name: value for name, value in defaults.items() if isinstance(value, PLAIN_TYPES)}, **options})

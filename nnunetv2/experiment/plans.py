@@ -110,15 +110,19 @@ def as_stored(config: Any) -> dict[str, Any]:
     return stored
 
 
-def restore(schema: type[Schema], planar: dict[str, Any]) -> Schema:
-    """Make the configuration object of a derived configuration; files that were needed then may be gone.
+def restore(schema: type[Schema], derived: dict[str, Any]) -> Schema:
+    """Make the configuration object of an experiment again; files that it was derived from may be gone.
+
+    Args:
+        schema: the dataclass of the configuration, in the form that goes into plans.
+        derived: a configuration of derived plans.
 
     Raises:
         ExperimentError: the plans were changed by hand, to what no configuration can be.
     """
-    keywords = planar["architecture"]["arch_kwargs"]
+    keywords = derived["architecture"]["arch_kwargs"]
     options = {key: value for key, value in keywords.items() if key not in backbone_keywords()}
-    values = planar[EXPERIMENT_KEY]
+    values = derived[EXPERIMENT_KEY]
     values = {**values, "model": {**values["model"], **schema().model.decoder_keys(options)}}
     refuse((describe(error, schema) for error in check(schema, values)), "the experiment in the plans")
     return read(schema, values)
@@ -137,11 +141,11 @@ def differences_from(
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # loads torch
 
-    planar = resolve(plans, configuration)
-    yield from differences_between(planar[EXPERIMENT_KEY], as_stored(config))
+    derived = resolve(plans, configuration)
+    yield from differences_between(derived[EXPERIMENT_KEY], as_stored(config))
     regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
-    options = decoder_keywords(config.model, planar["batch_size"], regions)
-    keywords = planar["architecture"]["arch_kwargs"]
+    options = decoder_keywords(config.model, derived["batch_size"], regions)
+    keywords = derived["architecture"]["arch_kwargs"]
     yield from differences_between({key: keywords.get(key) for key in options}, options, "model.decoder")
 
 

@@ -68,7 +68,7 @@ def test_wrong_files(refused: Refused, workplace, text: str | None, told: str):
         ("model.freeze_backbone=1", "model.freeze_backbone: Input should be a valid boolean, found 1"),
         ("model.out_layers=[3,1]", "model.out_layers: Input should be ascending numbers from 0, found [3, 1]"),
         ("model.out_layers=[0,1,2,9]", "out_layers [0, 1, 2, 9] must be ascending block indices from 0 to 3"),
-        ("model.input_norm=zscore", "model.input_norm: Input should be auto, none, backbone"),
+        ("model.input_norm=zscore", "model.input_norm: String should match pattern '^(auto|none|backbone)"),
         ("model.input_norm=auto:oct", "no such statistics of dinov3; allowed: imagenet"),
         ("train.optimizer=adam", "train.optimizer: Input should be 'sgd' or 'adamw', found 'adam'"),
         ("train.schedule=step", "train.schedule: Input should be 'poly', 'cosine' or 'onecycle', found 'step'"),

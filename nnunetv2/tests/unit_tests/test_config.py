@@ -223,7 +223,7 @@ def test_overrides_and_own_files(tmp_path: Path):
         ("model.checkpoint_path=/no/file.pth", "no such file: '/no/file.pth'"),
         ("model.pretrained=true", "there are no pretrained weights of dinov3 tiny to download"),
         ("model.pretrained=maybe", "model.pretrained: Input should be a valid boolean, found 'maybe'"),
-        ("model.input_norm=zscore", "model.input_norm: Input should be auto, none, backbone"),
+        ("model.input_norm=zscore", "model.input_norm: String should match pattern '^(auto|none|backbone)"),
         ("model.input_norm=backbone:oct", "no such statistics of dinov3; allowed: imagenet"),
         ("model.out_layers=3", "model.out_layers: Input should be a valid array, found 3"),
         ("model=large", "model: Input should be an object, found 'large'"),

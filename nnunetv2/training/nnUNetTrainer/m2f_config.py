@@ -77,11 +77,8 @@ class M2FLoRAConfig(ViTLoRAConfig):
     """Low-rank adaptation of the backbone: key `lora`; on by default."""
 
     enabled: bool = True
-    """train low-rank adapters in the backbone, whatever `model.freeze_backbone` says"""
     target_modules: Annotated[list[str], NotEmpty] = field(default_factory=lambda: ["qkv", "proj"])
-    """layers of the transformer blocks to adapt: qkv, proj (the attention's projection), fc1, fc2"""
     lora_dropout: BelowOne = 0.1
-    """dropout on the adapters' input"""
 
     @model_validator(mode="before")
     @classmethod
@@ -127,19 +124,13 @@ class M2FOptimisationConfig(TrainConfig):
     """The training: key `train`; the largest norm of the gradient is the root's `gradient_clip`."""
 
     optimizer: Optimizer = "adamw"
-    """`sgd` (Nesterov) or `adamw`"""
     initial_lr: Optional[PositiveFloat] = 0.0001
-    """learning rate (null, nnU-Net: 0.01)"""
     weight_decay: Optional[NonNegativeFloat] = 0.05
-    """weight decay (null, nnU-Net: 0.00003)"""
     backbone_lr_factor: PositiveFloat = 0.1
-    """factor on the learning rate of the backbone's own weights; full fine-tuning only"""
     schedule: Schedule = "onecycle"
-    """learning rate over the epochs; `onecycle` warms up for 30 % of them, or for warmup_epochs"""
     precision: Optional[Precision] = None
     """null: as model.autocast_dtype; another value than there is an error"""
     compile: Optional[bool] = False
-    """torch.compile, on a GPU (null: as the variable nnUNet_compile says)"""
 
 
 @dataclass

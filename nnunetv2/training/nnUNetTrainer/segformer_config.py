@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Optional
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from nnunetv2.experiment.decoder_options import complete_options
-from nnunetv2.experiment.schema import OneOf, Section
+from nnunetv2.experiment.schema import OneOf, Section, read
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTLoRAConfig, ViTModelConfig, ViTnnUNetConfig, ViTTrainConfig
 
 # ruff: noqa: UP045  (as in vit_config)
@@ -19,19 +19,14 @@ class SegFormerModelConfig(Section):
     """The network: key `model`."""
 
     backbone: str = "dinov3"
-    """as in the ViT schema"""
     backbone_size: str = "large"
-    """as in the ViT schema"""
     decoder_hidden_size: PositiveInt = 256
     """channels of the decoder"""
     upsampling: Annotated[str, OneOf("bilinear", "progressive", "full")] = "bilinear"
     """see the decoder"""
     checkpoint_path: str = ""
-    """as in the ViT schema"""
     pretrained: bool = True
-    """as in the ViT schema"""
     freeze_backbone: bool = True
-    """as in the ViT schema"""
 
 
 @dataclass
@@ -46,11 +41,8 @@ class SegFormerTrainConfig(ViTTrainConfig):
     """The training: key `train`."""
 
     initial_lr: Optional[PositiveFloat] = 0.001
-    """learning rate"""
     weight_decay: Optional[NonNegativeFloat] = 0.00003
-    """weight decay"""
     gradient_clip: Optional[PositiveFloat] = 12.0
-    """largest norm of the gradient"""
 
 
 @dataclass
@@ -82,15 +74,9 @@ class SegFormernnUNetConfig(ViTnnUNetConfig):
         Returns:
             None if this schema has no key for a value of the configuration, such as another decoder.
         """
-        values = {**asdict(config.model), **config.model.decoder}
-        flat = cls(
-            trainer=config.trainer,
-            model=SegFormerModelConfig(
-                **{f.name: values[f.name] for f in fields(SegFormerModelConfig) if f.name in values}
-            ),
-            lora=SegFormerLoRAConfig(**asdict(config.lora)),
-            train=SegFormerTrainConfig(**asdict(config.train)),
-        )
+        model = {**asdict(config.model), **config.model.decoder}
+        model = {field.name: model[field.name] for field in fields(SegFormerModelConfig) if field.name in model}
+        flat = read(cls, {**asdict(config), "model": model})
         return flat if _completed(flat.stored()) == _completed(config) else None
 
 

@@ -32,10 +32,7 @@ def is_ascending(blocks: list[int]) -> bool:
 
 Blocks = Annotated[list[NonNegativeInt], rule("ascending numbers from 0", is_ascending)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-InputNorm = Annotated[
-    str,
-    rule("auto, none, backbone, auto:NAME or backbone:NAME", lambda v: v.split(":")[0] in ("auto", "none", "backbone")),
-]
+InputNorm = Annotated[str, Field(pattern="^(auto|none|backbone)(:.*)?$")]
 Optimizer = Annotated[str, OneOf("sgd", "adamw")]
 Precision = Annotated[str, OneOf("float32", "float16", "bfloat16")]
 Schedule = Annotated[str, OneOf("poly", "cosine", "onecycle")]
@@ -43,7 +40,7 @@ NotEmpty = Field(min_length=1)
 TwoLong = Field(min_length=2, max_length=2)
 
 
-# The strings below the fields are their descriptions in the configuration reference.
+# The strings below the fields are their descriptions in the configuration reference; subclasses inherit them.
 
 
 @dataclass
@@ -149,7 +146,7 @@ class ViTLoRAConfig(Section):
     lora_alpha: PositiveFloat = 16.0
     """the adapters are scaled by lora_alpha / r"""
     target_modules: Annotated[list[str], NotEmpty] = field(default_factory=lambda: ["qkv"])
-    """layers of the transformer blocks to adapt: qkv, proj, fc1, fc2"""
+    """layers of the transformer blocks to adapt: qkv, proj (the attention's projection), fc1, fc2"""
     lora_dropout: BelowOne = 0.05
     """dropout on the adapters' input"""
     use_rslora: bool = False
@@ -175,7 +172,7 @@ class TrainConfig(Section):
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """SGD's momentum"""
     schedule: Schedule = "poly"
-    """learning rate over the epochs"""
+    """learning rate over the epochs; `onecycle` warms up for 30 % of them, or for warmup_epochs"""
     warmup_epochs: NonNegativeInt = 0
     """epochs of linear rise; for `onecycle` the length of the rise"""
     num_epochs: Optional[PositiveInt] = None
