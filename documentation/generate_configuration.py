@@ -35,13 +35,13 @@ ANY_TYPES = {"model.backbone_out_layers": "str or list of int"}
 TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "str", "array": "list", "object": "mapping"}
 TYPES["null"] = "null"
 LIMITS = {
-    "minimum": "at least {}",
-    "exclusiveMinimum": "above {}",
-    "maximum": "at most {}",
-    "exclusiveMaximum": "below {}",
-    "multipleOf": "a multiple of {}",
-    "minItems": "at least {} entries",
-    "maxItems": "at most {} entries",
+    "minimum": "at least {:g}",
+    "exclusiveMinimum": "above {:g}",
+    "maximum": "at most {:g}",
+    "exclusiveMaximum": "below {:g}",
+    "multipleOf": "a multiple of {:g}",
+    "minItems": "at least {:g} entries",
+    "maxItems": "at most {:g} entries",
 }
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration reference
