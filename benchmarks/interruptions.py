@@ -4,7 +4,7 @@ usage: python benchmarks/interruptions.py [OUTPUT] [--kills 30] [--seed 0]
 
 OUTPUT is a new folder for data, results and what the commands print; without it all is temporary. The command and all
 its processes get SIGKILL: while they start, in the epochs, while a checkpoint is being written, while the last one is
-written, and in the validation behind the training. Exit code 1 if a checkpoint is corrupt, a training does not resume
+written, and in the validation after the training. Exit code 1 if a checkpoint is corrupt, a training does not resume
 at the epoch of its newest checkpoint, or the end differs.
 """
 

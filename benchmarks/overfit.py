@@ -132,13 +132,13 @@ def dice(labels: Tensor, truth: Tensor) -> float:
 def optimise(
     predict: Callable[[bool], Tensor], parameters: Iterable[nn.Parameter], truth: Tensor, goal: Goal, name: str
 ) -> Fit:
-    """Minimise nnU-Net's loss of one prediction, and look at the result every few steps.
+    """Minimise nnU-Net's loss of one prediction, and evaluate the result every few steps.
 
     Args:
         predict: gives the logits (1, 2, H, W), for training or for evaluation.
         parameters: what to optimise.
         truth: foreground, (1, 1, H, W).
-        goal: see there.
+        goal: Dice at which it may stop.
         name: what to call it beside the progress bar.
     """
     parameters, loss = list(parameters), create_dense_loss()

@@ -8,7 +8,7 @@ crop with most foreground, at full resolution. All labels count as foreground. T
 configuration `m2f` with a tiny backbone from random weights, all of it trained, hidden_dim 64, 20 queries, and 256
 channels instead of 4,096 inside of the head's feed-forward networks. As the trainer does, it compares the masks of
 `DenseToM2FTargetConverter` with all layers, at 4,096 points per mask instead of 12,544, and trains with AdamW and a
-largest norm of the gradient of 10. Every step sees two of the four crops; the learning rate warms up to 0.002 within 20
+maximum gradient norm of 10. Every step sees two of the four crops; the learning rate warms up to 0.002 within 20
 steps and falls to zero along a cosine.
 
 Every 20 steps the dense logits in evaluation mode are compared with the truth. Exits with 1 if the mean Dice over the
@@ -84,7 +84,7 @@ def cut_sample(path: Path, side: int) -> Sample:
 
 
 def create(backbone: str, channels: int) -> tuple[nn.Module, MaskLoss, float]:
-    """Build network and loss from a small configuration; return its largest norm of the gradient as well."""
+    """Build network and loss from a small configuration; return its maximum gradient norm as well."""
     config = read_form(Form("m2f", SETTINGS), [f"model.backbone={backbone}"])
     torch.manual_seed(0)
     network = build_network(config, CLASSES, channels, PER_STEP, dim_feedforward=FEED_FORWARD)

@@ -28,7 +28,7 @@ def read_fold_checkpoint(path: str | Path, source: str) -> dict[str, Any]:
         source: what asked for it, for the message.
 
     Raises:
-        ExperimentError: it cannot be read, or is no checkpoint of nnU-Net.
+        ExperimentError: it cannot be read, or is not a checkpoint of nnU-Net.
     """
     try:
         checkpoint = read_checkpoint(path)
@@ -36,8 +36,8 @@ def read_fold_checkpoint(path: str | Path, source: str) -> dict[str, Any]:
         raise ExperimentError(f"{source}: {error}") from error
     if not isinstance(checkpoint, dict) or not is_state(checkpoint.get("network_weights")):
         raise ExperimentError(
-            f"{source}: {path} is no checkpoint of nnU-Net (it has no tensors under 'network_weights'); weights of a "
-            "backbone alone go into model.checkpoint_path"
+            f"{source}: {path} is not a checkpoint of nnU-Net (it has no tensors under 'network_weights'); weights of "
+            "a backbone alone go into model.checkpoint_path"
         )
     return checkpoint
 
@@ -93,7 +93,7 @@ def write_checkpoint(path: Path, write: Callable[[str], None]) -> None:
         write: writes it to the path that it is given.
 
     Raises:
-        ExperimentError: it cannot be written, such as on a full disk; the one that was there is as it was.
+        ExperimentError: it cannot be written, such as on a full disk; the existing one is unchanged.
     """
     try:
         with replace_when_complete(path) as temporary:
@@ -103,7 +103,7 @@ def write_checkpoint(path: Path, write: Callable[[str], None]) -> None:
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
         free = shutil.disk_usage(path.parent).free / 2**20
         reason = f"{str(error).splitlines()[0]} ({free:.0f} MiB are free on the disk)"
-        raise ExperimentError(f"cannot write {path}, what was there is as it was: {reason}") from error
+        raise ExperimentError(f"cannot write {path}, the existing file is unchanged: {reason}") from error
 
 
 def _resume_from(path: Path) -> None:

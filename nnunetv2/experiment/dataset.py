@@ -23,7 +23,7 @@ def find_dataset(name_or_id: str) -> str:
         if not variable.is_set():
             raise ExperimentError(f"the environment variable {variable.env_var_name} is not set")
         if os.path.exists(str(variable)) and not os.path.isdir(str(variable)):
-            raise ExperimentError(f"{variable.env_var_name} is no folder: {str(variable)!r}")
+            raise ExperimentError(f"{variable.env_var_name} is not a folder: {str(variable)!r}")
     roots = [Path(str(root)) for root in (nnUNet_preprocessed, nnUNet_raw) if root.is_set()]
     existing = sorted({p.name for root in roots if root.is_dir() for p in root.iterdir() if _is_dataset(p.name)})
     if re.fullmatch(r"[0-9]{1,3}", name_or_id):
@@ -120,7 +120,7 @@ def check_fold(folder: Path, fold: str) -> int | str:
 def _number_of_folds(splits: Path) -> int:
     if not splits.is_file():
         return DEFAULT_FOLDS
-    remedy = "mend it, or delete it so that nnU-Net makes its own split anew"
+    remedy = "fix it, or delete it so that nnU-Net creates a new split"
     try:
         content = read_json(splits)
     except ExperimentError as error:  # nnU-Net writes it in place: a kill may have left half of it
@@ -129,5 +129,5 @@ def _number_of_folds(splits: Path) -> int:
         isinstance(f, dict) and f.get("train") and f.get("val") for f in content
     )
     if not is_split or not content:
-        raise ExperimentError(f"{splits} is no list of folds, each with cases under train and val; {remedy}")
+        raise ExperimentError(f"{splits} is not a list of folds, each with cases under train and val; {remedy}")
     return len(content)

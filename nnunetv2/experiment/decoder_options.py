@@ -125,7 +125,7 @@ def decoder_keywords(model: Any, batch_size: int, regions: bool) -> dict[str, An
         try:
             options = dict(resolve_options(dict(options), batch_size, regions))
             json.dumps(options)  # what cannot be written into plans is told now
-        except Exception as error:  # whatever a decoder of the user's own raises
+        except Exception as error:  # a user's own decoder can raise anything
             raise not_to_be_built(error) from error
     return complete_options(model.model_path, options)
 

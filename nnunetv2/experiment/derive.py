@@ -193,7 +193,7 @@ def build_on_meta(planar: dict[str, Any], num_classes: int) -> nn.Module:
         with torch.device("meta"), weights_follow():
             options = {"num_classes": num_classes, "input_channels": channels, "deep_supervision": False}
             return factory(**options, **architecture["arch_kwargs"]).to("meta")
-    except Exception as error:  # whatever a decoder of the user's own raises
+    except Exception as error:  # a user's own decoder can raise anything
         raise not_to_be_built(error) from error
 
 
@@ -214,7 +214,7 @@ def _resolve_layers(planar: dict[str, Any], network: nn.Module, num_classes: int
             images = torch.empty(planar["batch_size"], channels, *planar["patch_size"], device="meta")
             outputs = _logits_of_both_modes(network, images)
         layers = list(network.feature_indices)
-    except Exception as error:  # whatever a decoder of the user's own raises
+    except Exception as error:  # a user's own decoder can raise anything
         raise not_to_be_built(error) from error
     expected = (planar["batch_size"], num_classes, *planar["patch_size"])
     for logits in outputs:

@@ -62,7 +62,7 @@ def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
         raise ExperimentError(f"plans {plans_name!r} not found in {folder}; existing: {', '.join(existing) or 'none'}")
     plans = read_json(path)
     if not isinstance(plans, dict) or not {"configurations", "plans_name"} <= plans.keys():
-        raise ExperimentError(f"{path} holds no plans: it has no 'configurations' or no 'plans_name'")
+        raise ExperimentError(f"{path} does not hold plans: it has no 'configurations' or no 'plans_name'")
     name, configurations = plans["plans_name"], plans["configurations"]
     if not isinstance(name, str) or not re.fullmatch(r"[^/]+", name):
         raise ExperimentError(f"{path}: plans_name must be a name without '/', found {name!r}")

@@ -59,7 +59,7 @@ def draw(args: argparse.Namespace) -> None:
     if args.o.suffix.lower() != ".png":
         raise ExperimentError(f"-o must end in .png, found {args.o.name}")
     if not args.o.absolute().parent.is_dir() or args.o.is_dir():
-        raise ExperimentError(f"-o: {args.o} is no file in a folder that exists")
+        raise ExperimentError(f"-o: {args.o} is not a file in an existing folder")
     check_model_folder(args.m, args.f, args.chk)
     # torch is loaded here: what is wrong above, and `--help`, are answered at once
     from nnunetv2.run.image_slice import read_slice
@@ -89,7 +89,7 @@ def check_model_folder(folder: Path, fold: str, checkpoint: str) -> None:
     """
     for path in (folder / "plans.json", folder / "dataset.json"):
         if not path.is_file():
-            raise ExperimentError(f"-m: {folder} is no folder of a trained model, there is no {path.name}")
+            raise ExperimentError(f"-m: {folder} is not the folder of a trained model: it has no {path.name}")
     if not (folder / f"fold_{fold}").is_dir():
         found = ", ".join(sorted(path.name.removeprefix("fold_") for path in folder.glob("fold_*"))) or "none"
         raise ExperimentError(f"-f: there is no fold {fold} in {folder}; found: {found}")

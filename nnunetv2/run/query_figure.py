@@ -107,7 +107,7 @@ def _values(values: Any) -> tuple[int, ...]:
 
 
 def ignored(predictor: nnUNetPredictor) -> list[Label]:
-    """The label that stands for pixels of which nothing is known, in a list; an empty one if there is none."""
+    """The ignore label, in a list; an empty list if there is none."""
     manager = predictor.label_manager
     return [Label("ignore", (int(manager.ignore_label),), GREY)] if manager.has_ignore_label else []
 
@@ -127,7 +127,7 @@ def predict(predictor: nnUNetPredictor, image: np.ndarray) -> np.ndarray:
 
 
 def confident_queries(predictor: nnUNetPredictor, image: np.ndarray, number: int) -> list[Query]:
-    """Return the queries that are surest of their class; they see the slice as a whole.
+    """Return the queries that are most confident of their class; they see the whole slice.
 
     Args:
         predictor: with a Mask2Former.
@@ -151,7 +151,7 @@ def confident_queries(predictor: nnUNetPredictor, image: np.ndarray, number: int
 
 
 def most_confident(classes: torch.Tensor, masks: torch.Tensor, names: list[str], number: int) -> list[Query]:
-    """Return the queries that are surest of their class, the surest first.
+    """Return the queries that are most confident of their class, in descending order.
 
     Args:
         classes: logits (Q, C + 1), "no object" last.

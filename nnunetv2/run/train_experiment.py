@@ -146,7 +146,7 @@ def read_experiment(args: TrainingArguments) -> Any:
 
 
 def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str, Any]:
-    """Read the plans of the experiment that `--c` or `--val` goes on with; its pretrained weights are not needed.
+    """Read the plans of the experiment that `--c` resumes or `--val` validates; its pretrained weights are not needed.
 
     Raises:
         ExperimentError: there are none, they are not an experiment's, or not the one that `--config` describes.

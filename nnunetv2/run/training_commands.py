@@ -83,7 +83,7 @@ def run_command(command: TrainingCommand, arguments: Sequence[str] | None) -> No
         if error.errno not in DISK_ERRORS:
             raise
         file = error.filename or "a file"
-        _refuse(command, f"cannot read or write {file}: {error.strerror}; checkpoints are as they were")
+        _refuse(command, f"cannot read or write {file}: {error.strerror}; existing checkpoints are unchanged")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

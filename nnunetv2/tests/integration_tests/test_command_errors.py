@@ -225,8 +225,8 @@ def test_wrong_weight_files(refused: Refused, workplace, make: Callable[[Path], 
     ("make", "told"),
     [
         *WRONG_WEIGHTS,
-        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "is no checkpoint of nnU-Net"),
-        (lambda path: torch.save({"network_weights": {"a": 3}}, path), "is no checkpoint of nnU-Net"),
+        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "is not a checkpoint of nnU-Net"),
+        (lambda path: torch.save({"network_weights": {"a": 3}}, path), "is not a checkpoint of nnU-Net"),
         (
             lambda path: torch.save({"network_weights": {"a": torch.zeros(1)}, "trainer_name": "t"}, path),
             "does not fit the network of this experiment: 126 missing tensors, such as input_mean; 1 unknown tensor: a",
@@ -274,8 +274,8 @@ def test_the_best_checkpoint_is_read_safely_before_it_is_validated(refused: Refu
         ("dataset.json", '{"labels": {"background": "0", "a": "1"}}', "labels must be a mapping of names to numbers"),
         ("dataset.json", '{"labels": {"background": 0, "a": [1, 2]}}', "need regions_class_order"),
         ("splits_final.json", "[", "splits_final.json is not a valid JSON file"),
-        ("splits_final.json", "[]", "is no list of folds, each with cases under train and val"),
-        ("splits_final.json", '[{"train": [], "val": []}]', "is no list of folds"),
+        ("splits_final.json", "[]", "is not a list of folds, each with cases under train and val"),
+        ("splits_final.json", '[{"train": [], "val": []}]', "is not a list of folds"),
         ("nnUNetPlans.json", '{"plans_name": "../x", "configurations": {}}', "plans_name must be a name without '/'"),
         (
             "nnUNetPlans.json",

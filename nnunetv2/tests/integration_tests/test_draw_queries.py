@@ -131,7 +131,7 @@ def test_wrong_arguments(refusal: Refusal, drawn, tmp_path: Path):
     assert "--queries must be at least 1, found 0" in refusal("--queries", 0)
     assert "--truth: no such file" in refusal("--truth", tmp_path / "y.png")
     assert refusal(o=tmp_path / "output" / "picture.jpg").endswith("-o must end in .png, found picture.jpg")
-    assert "is no file in a folder that exists" in refusal(o=tmp_path / "no" / "picture.png")
+    assert "is not a file in an existing folder" in refusal(o=tmp_path / "no" / "picture.png")
 
 
 def test_wrong_files(refusal: Refusal, image: Path, tmp_path: Path):

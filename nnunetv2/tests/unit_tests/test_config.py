@@ -539,7 +539,7 @@ def test_two_configurations_are_not_one():
 
 def test_a_loss_of_no_terms_is_told():
     terms = ("mask", "dice", "class")
-    with pytest.raises(ExperimentError, match="m2f_train.class_coefficient must be above 0, or nothing is learnt"):
+    with pytest.raises(ExperimentError, match="m2f_train.class_coefficient must be above 0, or nothing is learned"):
         load_m2f(*(f"m2f_train.{term}_coefficient=0" for term in terms))
     load_m2f(*(f"m2f_train.{term}_coefficient=0" for term in terms[:2]))
 

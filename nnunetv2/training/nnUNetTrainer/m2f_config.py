@@ -115,13 +115,13 @@ class M2FTrainConfig(Section):
         if self.mask_coefficient == self.dice_coefficient == self.class_coefficient == 0:
             yield (
                 "one of m2f_train.mask_coefficient, m2f_train.dice_coefficient and m2f_train.class_coefficient must be "
-                "above 0, or nothing is learnt; found 0 for all"
+                "above 0, or nothing is learned; found 0 for all"
             )
 
 
 @dataclass
 class M2FOptimisationConfig(TrainConfig):
-    """The training: key `train`; the largest norm of the gradient is the root's `gradient_clip`."""
+    """The training: key `train`; the maximum gradient norm is the root's `gradient_clip`."""
 
     optimizer: Optimizer = "adamw"
     initial_lr: Optional[PositiveFloat] = 0.0001
@@ -146,7 +146,7 @@ class M2FnnUNetConfig(ViTnnUNetConfig):
     lora: M2FLoRAConfig = field(default_factory=M2FLoRAConfig)
     m2f_train: M2FTrainConfig = field(default_factory=M2FTrainConfig)
     gradient_clip: PositiveFloat = 10.0
-    """largest norm of the gradient"""
+    """maximum gradient norm"""
     train: M2FOptimisationConfig = field(default_factory=M2FOptimisationConfig)
 
     def stored(self) -> "M2FnnUNetConfig":

@@ -77,7 +77,7 @@ class nnUNetTrainer_m2f(nnUNetTrainer_vit):
         return self.loss.loss_total(losses), dict(zip(TERMS, sums, strict=True))
 
     def validation_step(self, batch: dict) -> dict:
-        """Compute the loss of a batch, as in training, and count what is right and wrong.
+        """Compute the loss of a batch, as in training, and count true positives, false positives and false negatives.
 
         Args:
             batch: see `train_step`.

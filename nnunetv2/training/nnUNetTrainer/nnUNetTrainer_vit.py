@@ -156,7 +156,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Create the optimiser and the schedule that the configuration names."""
         train = self.config.train
-        # the matrices of LoRA are new, and learn as fast as the decoder
+        # LoRA's matrices start untrained and get the decoder's learning rate
         factor = train.backbone_lr_factor if self.config.mode == "full" else 1.0
         groups = parameter_groups(self.plain_network, self.initial_lr, self.weight_decay, train.layer_decay, factor)
         optimizer = create_optimizer(train.optimizer, groups, train.momentum, train.betas)
@@ -219,7 +219,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         return images.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
 
     def _training_loss(self, data: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss of a batch, and what else of it is worth noting, by name."""
+        """The loss of a batch, and its terms by name."""
         with autocast_for(self.device, self.config.train.precision):
             return self.loss(self.network(data), target), {}
 
@@ -228,7 +228,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         if self.grad_scaler is None:
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
-            self._stop_unless_finite("norm of the gradient", norm.item())
+            self._stop_unless_finite("gradient norm", norm.item())
             self.optimizer.step()
             return
         # the scaler leaves out steps whose gradient is not finite
@@ -252,17 +252,17 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         self._stop_unless_finite("validation loss", self.logger.get_value("val_losses", step=-1))
 
     def on_epoch_end(self) -> None:
-        """End an epoch as nnU-Net does, and give back the memory of its plot."""
+        """End an epoch as nnU-Net does, and free the memory of its plot."""
         super().on_epoch_end()
-        gc.collect()  # the figure, 65 MB, hangs in a cycle of references until the collector happens to come by
+        gc.collect()  # the figure, 65 MB, is in a reference cycle until the garbage collector runs
 
     def _stop_unless_finite(self, name: str, value: float | np.ndarray) -> None:
         if np.isfinite(value):
             return
         half = self.config.train.precision == "float16"
         message = (
-            f"the {name} is {value} in epoch {self.current_epoch}, training stops; checkpoints are as they were. Try a "
-            f"lower train.initial_lr (now {self.initial_lr}) or {self.config.CLIP_KEY} (now {self.gradient_clip})"
+            f"the {name} is {value} in epoch {self.current_epoch}, training stops; existing checkpoints are unchanged. "
+            f"Try a lower train.initial_lr (now {self.initial_lr}) or {self.config.CLIP_KEY} (now {self.gradient_clip})"
             f"{f', or {self.config.PRECISION_KEY}=bfloat16 or float32 (now float16)' if half else ''}"
         )
         self.print_to_log_file(f"ERROR: {message}")
@@ -274,7 +274,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
         """Write a checkpoint in one piece (see `write_checkpoint`).
 
         Raises:
-            ExperimentError: it cannot be written, such as on a full disk; the one that was there is as it was.
+            ExperimentError: it cannot be written, such as on a full disk; the existing one is unchanged.
         """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)  # nnU-Net logs or does nothing

@@ -164,9 +164,9 @@ class TrainConfig(Section):
     weight_decay: Optional[NonNegativeFloat] = None
     """weight decay (nnU-Net: 0.00003)"""
     layer_decay: Annotated[Optional[float], Field(gt=0, le=1)] = None
-    """factor on the learning rate per layer, from the last block down; full fine-tuning only"""
+    """learning-rate multiplier per layer, from the last block down; full fine-tuning only"""
     backbone_lr_factor: PositiveFloat = 1.0
-    """factor on the learning rate of the backbone's own weights; full fine-tuning only"""
+    """learning-rate multiplier of the backbone's own weights; full fine-tuning only"""
     betas: Annotated[list[BelowOne], TwoLong] = field(default_factory=lambda: [0.9, 0.999])
     """AdamW's betas"""
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.99
@@ -200,7 +200,7 @@ class ViTTrainConfig(TrainConfig):
     """The training: key `train`."""
 
     gradient_clip: Optional[PositiveFloat] = None
-    """largest norm of the gradient (nnU-Net: 12)"""
+    """maximum gradient norm (nnU-Net: 12)"""
 
 
 @dataclass
@@ -231,7 +231,7 @@ class ViTnnUNetConfig(Section):
 
     @property
     def gradient_clip(self) -> Optional[float]:
-        """Largest norm of the gradient; None: nnU-Net's."""
+        """Maximum gradient norm; None: nnU-Net's."""
         return self.train.gradient_clip
 
     @property

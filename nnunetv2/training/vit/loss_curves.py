@@ -1,4 +1,4 @@
-"""The terms of Mask2Former's loss over the epochs, as a picture."""
+"""Loss curves of Mask2Former's terms over the epochs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What nnU-Net's online evaluation counts, for dense logits."""
+"""nnU-Net's online metrics for dense logits."""
 
 import numpy as np
 import torch

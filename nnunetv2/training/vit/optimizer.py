@@ -23,9 +23,9 @@ def parameter_groups(
         initial_lr: learning rate of the decoder.
         weight_decay: weight decay; with layer decay only on the weight matrices of the backbone, as in BEiT (Bao et al.
             2022, https://arxiv.org/abs/2106.08254): not on biases, norms, tokens and position embeddings.
-        layer_decay: factor on the learning rate from a layer to the one before it: the decoder's is `initial_lr`, that
+        layer_decay: learning-rate multiplier from a layer to the one before it: the decoder's is `initial_lr`, that
             of the last block that trains `layer_decay * initial_lr`, and so on down to the embeddings; None: none.
-        backbone_lr_factor: factor on the learning rate of the whole backbone.
+        backbone_lr_factor: learning-rate multiplier of the whole backbone.
 
     Returns:
         Groups with `params`, `weight_decay`, `lr` and `initial_lr`.

@@ -28,7 +28,7 @@ def one_cycle(epoch: int, num_epochs: int, rise_epochs: int) -> float:
 
 
 def schedule_factor(name: str, epoch: int, num_epochs: int, warmup_epochs: int = 0) -> float:
-    """Factor on the learning rate at an epoch.
+    """Learning-rate multiplier at an epoch.
 
     Args:
         name: `poly`, `cosine` or `onecycle`.

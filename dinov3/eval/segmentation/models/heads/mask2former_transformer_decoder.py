@@ -16,7 +16,7 @@ NUM_FEATURE_LEVELS = 3
 
 
 class ResidualLayer(nn.Module):
-    """A residual branch with its norm behind the sum, or before the branch.
+    """A residual branch with its norm after the sum, or before the branch.
 
     Args:
         d_model: channels.
