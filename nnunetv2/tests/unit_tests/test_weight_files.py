@@ -233,6 +233,7 @@ def test_patches_of_another_size_are_not_resampled(family: str, tmp_path: Path):
         (lambda t: t.to_sparse(), r"no dense array of floats: 'blocks\.3\.norm1\.weight' \(sparse_coo, float32, cpu\)"),
         (lambda t: t.to("meta"), r"no dense array of floats: 'blocks\.3\.norm1\.weight' \(strided, float32, meta\)"),
         (lambda t: t * torch.nan, r"1 with values that are not finite, such as blocks\.3\.norm1\.weight"),
+        (lambda t: t.index_fill(0, torch.tensor(5), -torch.inf), r"1 with values that are not finite, such as blocks"),
         (lambda t: t[0], r"1 other shape: blocks\.3\.norm1\.weight is \(\) in the file, \(96,\) in the network"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Optional
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from dinov3.eval.segmentation.config import M2FTrainConfig as LossDefaults
 from nnunetv2.experiment.decoder_options import MASK2FORMER
 from nnunetv2.experiment.schema import Section, rule
 from nnunetv2.training.nnUNetTrainer.vit_config import (
@@ -90,22 +91,22 @@ class M2FLoRAConfig(ViTLoRAConfig):
 
 
 @dataclass
-class M2FTrainConfig(Section):
-    """The loss of mask classification: key `m2f_train`."""
+class M2FTrainConfig(LossDefaults, Section):
+    """The loss of mask classification: key `m2f_train`. The defaults are inherited."""
 
-    num_points: PositiveInt = 12544
+    num_points: PositiveInt
     """points at which a mask is compared"""
-    oversample_ratio: Annotated[float, Field(ge=1, lt=1000)] = 3.0
+    oversample_ratio: Annotated[float, Field(ge=1, lt=1000)]
     """this times num_points candidates are drawn"""
-    importance_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.75
+    importance_sample_ratio: Annotated[float, Field(ge=0, le=1)]
     """share of the points that are the most uncertain candidates; the others are random"""
-    mask_coefficient: NonNegativeFloat = 5.0
+    mask_coefficient: NonNegativeFloat
     """weight of the cross-entropy of masks"""
-    dice_coefficient: NonNegativeFloat = 5.0
+    dice_coefficient: NonNegativeFloat
     """weight of their Dice loss"""
-    class_coefficient: NonNegativeFloat = 2.0
+    class_coefficient: NonNegativeFloat
     """weight of the classes' cross-entropy"""
-    no_object_coefficient: PositiveFloat = 0.1
+    no_object_coefficient: PositiveFloat
     """weight of `no object` within the classes' cross-entropy"""
     auxiliary_losses: bool = True
     """add the losses of the initial queries and of every layer before the last"""
