@@ -41,7 +41,7 @@ class PointSamples(NamedTuple):
 
     def gather(self, indices: Tensor) -> "PointSamples":
         """Those at some points, (K, P')."""
-        grid = torch.view_as_real(torch.view_as_complex(self.grid).gather(1, indices))  # both coordinates at once
+        grid = self.grid.gather(1, indices.unsqueeze(-1).expand(-1, -1, 2))
         return PointSamples(grid, *(None if values is None else values.gather(1, indices) for values in self[1:]))
 
 
