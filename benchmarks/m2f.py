@@ -1,10 +1,11 @@
-"""Time what Mask2Former's training adds to its network: the loss, and the trainer around both.
+"""Measure what Mask2Former's training adds to its network: the loss, and the trainer around both.
 
-usage: python benchmarks/m2f.py [--parts loss step] [--batch 2] [--rounds 15] [--device cpu]
+usage: python benchmarks/m2f.py [--parts loss operations step] [--batch 2] [--rounds 15] [--device cpu]
            [--classes 3 20] [--queries 100] [--layers 10] [--masks 128] [--targets 512] [--points 12544] [--side 256]
 
 loss: ours against Hugging Face's, forward and backward. Ours computes all layers at once; Hugging Face's
 `Mask2FormerLoss` is called once per layer.
+operations: how many operations either starts, each a kernel on a GPU; of ours, in the form for CPUs and for GPUs.
 step: the trainer's whole training step against network, loss and optimiser alone, for images of `side` × `side` (see
 `m2f_step.py`). Exit code 1 if the median overhead of the rounds is more than 5%.
 
@@ -12,20 +13,25 @@ The two of a pair take turns in every round; ratios are within the same run.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
+from unittest import mock
 
 import torch
 from m2f_step import step_is_slow
+from operations import OperationCounter
 from torch import Tensor
 from tqdm import tqdm
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
+from dinov3.eval.segmentation import hungarian_matcher
 from dinov3.eval.segmentation.mask_classification_loss import MaskClassificationLoss
 
+PARTS = ["loss", "operations", "step"]
 OVERSAMPLE, IMPORTANCE = 3.0, 0.75
 MASK, DICE, CLASS, NO_OBJECT = 5.0, 5.0, 2.0, 0.1
 Work = Callable[[], Tensor]
@@ -138,10 +144,25 @@ def show(classes: int, times: dict[str, list[tuple[float, float]]]) -> None:
     print(f"{classes:>3} classes  ours is {ratio:.1f} times as fast")
 
 
+def show_operations(args: argparse.Namespace, classes: int) -> None:
+    """Print the operations that a GPU would launch, forward and with backward."""
+    targets = create_targets(args.batch, classes, args.targets, args.device)
+    layers = create_outputs(args, classes)
+    form_for_gpu = mock.patch.object(hungarian_matcher, "sum_by_parts", hungarian_matcher.sum_at_once)
+    ours, theirs = (create(args, classes, layers, targets) for create in (create_ours, create_theirs))
+    forms = {"ours": (form_for_gpu, ours), "ours, on a CPU": (contextlib.nullcontext(), ours)}
+    for name, (form, work) in {**forms, "Hugging Face's": (contextlib.nullcontext(), theirs)}.items():
+        with form, OperationCounter() as counter:
+            value = work()
+            forward = counter.count
+            value.backward()
+        print(f"{classes:>3} classes  {name:<15} operations: forward {forward:>6,}, with backward {counter.count:>6,}")
+
+
 def main() -> None:
     """Measure, for every number of classes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["loss", "step"], default=["loss", "step"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--classes", type=int, nargs="+", default=[3, 20])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--queries", type=int, default=100)
@@ -154,9 +175,11 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     torch.manual_seed(0)
-    if "loss" in args.parts:
-        for classes in args.classes:
+    for classes in args.classes:
+        if "loss" in args.parts:
             show(classes, measure(args, classes))
+        if "operations" in args.parts:
+            show_operations(args, classes)
     sys.exit("step" in args.parts and step_is_slow(args))
 
 

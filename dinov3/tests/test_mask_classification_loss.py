@@ -231,21 +231,21 @@ def test_images_without_a_labelled_class(emptied: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("ignored", [(1,), (0, 1)])
-def test_of_an_image_that_is_ignored_as_a_whole_nothing_is_asked(ignored: tuple[int, ...]):
+def test_an_image_that_is_ignored_as_a_whole_does_not_count(ignored: tuple[int, ...]):
     outputs, images, loss = predictions(), targets(), small_loss()
     nothing = torch.zeros(32, 32, dtype=torch.bool)
     some = [{**empty(target), "valid": nothing} if i in ignored else target for i, target in enumerate(images)]
     losses = loss.of_all_layers(outputs, some)
     loss.loss_total(losses).backward()
     for layer in (outputs, *outputs["aux_outputs"]):
-        asked = [bool(layer["pred_logits"].grad[i].any()) for i in range(2)]
-        assert asked == [i not in ignored for i in range(2)]
+        counted = [bool(layer["pred_logits"].grad[i].any()) for i in range(2)]
+        assert counted == [i not in ignored for i in range(2)]
     if len(ignored) == 2:
         assert all(float(value.detach()) == 0 for value in losses.values())
 
 
 @pytest.mark.parametrize("label", [-1, 3, 4])
-def test_a_label_of_no_class_is_told(label: int):
+def test_an_unknown_label_is_an_error(label: int):
     images = targets()
     images[0]["labels"][0] = label
     with pytest.raises(ValueError, match=f"labels of targets must be from 0 to 2, found {label}"):
@@ -281,7 +281,7 @@ def test_predictions_that_are_not_finite_can_be_matched():
     small_loss().of_all_layers(outputs, images)
 
 
-def test_predictions_and_targets_that_are_not_finite_where_nothing_counts():
+def test_predictions_and_targets_that_are_not_finite_at_ignored_pixels():
     outputs, images, loss = predictions(), targets(), small_loss(2000)
     valid = torch.ones(32, 32, dtype=torch.bool)
     valid[:, 8:] = False
@@ -293,7 +293,7 @@ def test_predictions_and_targets_that_are_not_finite_where_nothing_counts():
     assert all(bool(value.isfinite()) for value in loss.of_all_layers({**outputs, "aux_outputs": []}, images).values())
 
 
-def test_points_are_not_wasted_on_what_is_ignored():
+def test_ignored_pixels_are_not_chosen_as_uncertain():
     outputs, images = predictions(), targets()
     valid = torch.ones(32, 32, dtype=torch.bool)
     valid[:, 16:] = False

@@ -25,8 +25,8 @@ class PointSampler:
     """Samples many maps of an image at the same points: the values of `sample`, without gradients.
 
     `grid_sample` gathers four values per point and map. Here the maps are channels-last, so that a point is the
-    weighted sum of four rows of memory: with `grid_sample` the whole loss takes 1.5 times as long on a CPU for three
-    classes, and 1.2 times for 20.
+    weighted sum of four rows of memory: with `grid_sample` the whole loss takes 1.3 to 1.6 times as long on a CPU for
+    three classes, and 1.1 to 1.2 times for 20.
 
     Args:
         grid: (x, y), -1 to 1 inside the maps, (P, 2).
