@@ -16,7 +16,7 @@ from nnunetv2.experiment.plans import (
     EXPERIMENT_KEY,
     as_stored,
     check_configuration,
-    planar_configurations,
+    configurations_2d,
     resolve,
 )
 from nnunetv2.experiment.pretrained_weights import PretrainedWeights
@@ -71,16 +71,16 @@ def derive_plans(
     try:
         derived["configurations"] = {
             name: _derive_configuration(resolve(plans, name), config, regions, weights)
-            for name in planar_configurations(plans)
+            for name in configurations_2d(plans)
         }
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     num_classes = count_classes(derived, dataset_json)
-    for planar_name, planar in derived["configurations"].items():
-        network = build_on_meta(planar, num_classes)
-        if machine is not None and planar_name == configuration:
-            check_memory(planar, network, num_classes, machine)
-        _resolve_layers(planar, network, num_classes)
+    for key, values in derived["configurations"].items():
+        network = build_on_meta(values, num_classes)
+        if machine is not None and key == configuration:
+            check_memory(values, network, num_classes, machine)
+        _resolve_layers(values, network, num_classes)
     return derived
 
 
@@ -180,14 +180,14 @@ def _per_channel(rgb: tuple[float, float, float], channels: int) -> list[float]:
     return [sum(rgb) / 3] if channels == 1 else [rgb[i % 3] for i in range(channels)]
 
 
-def build_on_meta(planar: dict[str, Any], num_classes: int) -> nn.Module:
+def build_on_meta(configuration: dict[str, Any], num_classes: int) -> nn.Module:
     """Build the network of a derived configuration without memory for its weights.
 
     Raises:
         ExperimentError: it cannot be built.
     """
-    architecture = planar["architecture"]
-    channels = len(planar["normalization_schemes"])
+    architecture = configuration["architecture"]
+    channels = len(configuration["normalization_schemes"])
     try:
         factory = pydoc.locate(architecture["network_class_name"])
         with torch.device("meta"), weights_follow():
@@ -197,26 +197,27 @@ def build_on_meta(planar: dict[str, Any], num_classes: int) -> nn.Module:
         raise not_to_be_built(error) from error
 
 
-def _resolve_layers(planar: dict[str, Any], network: nn.Module, num_classes: int) -> None:
+def _resolve_layers(configuration: dict[str, Any], network: nn.Module, num_classes: int) -> None:
     """Run the network without memory, so that nothing impossible is written; note its feature layers."""
-    architecture = planar["architecture"]
+    architecture = configuration["architecture"]
     smallest = getattr(network, "patch_size", 1)
-    if min(planar["patch_size"]) < smallest:
+    if min(configuration["patch_size"]) < smallest:
         raise ExperimentError(
-            f"train.patch_size must be at least one ViT patch ({smallest} × {smallest}), found {planar['patch_size']}"
+            f"train.patch_size must be at least one ViT patch ({smallest} × {smallest}), found "
+            f"{configuration['patch_size']}"
         )
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.register_forward_pre_hook(functools.partial(_check_batch_norm, planar))
+            module.register_forward_pre_hook(functools.partial(_check_batch_norm, configuration))
     try:
         with torch.no_grad():
-            channels = len(planar["normalization_schemes"])
-            images = torch.empty(planar["batch_size"], channels, *planar["patch_size"], device="meta")
+            channels = len(configuration["normalization_schemes"])
+            images = torch.empty(configuration["batch_size"], channels, *configuration["patch_size"], device="meta")
             outputs = _logits_of_both_modes(network, images)
         layers = list(network.feature_indices)
     except Exception as error:  # a user's own decoder can raise anything
         raise not_to_be_built(error) from error
-    expected = (planar["batch_size"], num_classes, *planar["patch_size"])
+    expected = (configuration["batch_size"], num_classes, *configuration["patch_size"])
     for logits in outputs:
         if logits.shape != expected:
             raise ExperimentError(
@@ -234,12 +235,12 @@ def _logits_of_both_modes(network: nn.Module, images: torch.Tensor) -> list[torc
     return [network(images), network.eval()(images)]
 
 
-def _check_batch_norm(planar: dict[str, Any], module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def _check_batch_norm(configuration: dict[str, Any], module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     """Check that batch norm gets more than one value per channel: PyTorch's own message names no option."""
     shape = inputs[0].shape
     if module.training and shape.numel() == shape[1]:
         raise ValueError(
             "a batch norm of the decoder gets a single value per channel in training, with train.batch_size="
-            f"{planar['batch_size']} and train.patch_size={list(planar['patch_size'])}: raise one of them, or choose a "
-            "decoder, or its option, without batch norm"
+            f"{configuration['batch_size']} and train.patch_size={list(configuration['patch_size'])}: raise one of "
+            "them, or choose a decoder, or its option, without batch norm"
         )

@@ -51,11 +51,11 @@ def describe_machine(device: torch.device, num_gpus: int) -> Machine | None:
         return None
 
 
-def check_memory(planar: dict[str, Any], network: nn.Module, num_classes: int, machine: Machine) -> None:
+def check_memory(configuration: dict[str, Any], network: nn.Module, num_classes: int, machine: Machine) -> None:
     """Check that a training does not need more memory than there is in any case.
 
     Args:
-        planar: a derived configuration.
+        configuration: a derived configuration.
         network: its network, on the `meta` device.
         num_classes: channels of the logits.
         machine: what it will run on.
@@ -63,20 +63,20 @@ def check_memory(planar: dict[str, Any], network: nn.Module, num_classes: int, m
     Raises:
         ExperimentError: names the least need, what it is for, and what there is.
     """
-    batch = least_batch_memory(planar, network, num_classes, machine.devices)
-    weights = least_weight_memory(planar, network)
+    batch = least_batch_memory(configuration, network, num_classes, machine.devices)
+    weights = least_weight_memory(configuration, network)
     if batch + weights <= machine.memory:
         return
-    size = " × ".join(map(str, planar["patch_size"]))
+    size = " × ".join(map(str, configuration["patch_size"]))
     raise ExperimentError(
         f"this training needs at least {_in_gib(batch + weights)} of memory ({_in_gib(batch)} for a batch of "
-        f"{planar['batch_size']} images of {size}, {_in_gib(weights)} for weights, gradients and optimizer), "
+        f"{configuration['batch_size']} images of {size}, {_in_gib(weights)} for weights, gradients and optimizer), "
         f"{machine.memory_of} {_in_gib(machine.memory)}: lower train.batch_size or train.patch_size, choose a smaller "
         "backbone or decoder, or freeze the backbone"
     )
 
 
-def least_batch_memory(planar: dict[str, Any], network: nn.Module, num_classes: int, devices: int = 1) -> int:
+def least_batch_memory(configuration: dict[str, Any], network: nn.Module, num_classes: int, devices: int = 1) -> int:
     """Return the bytes that a step of training surely keeps of its batch on one device.
 
     In it: the images in float32; the logits of a dense decoder and their gradient in float32, or the points at which
@@ -84,13 +84,13 @@ def least_batch_memory(planar: dict[str, Any], network: nn.Module, num_classes: 
     block where the backbone trains, at the precision of the training. Not in it, and in practice several times as much:
     the inside of the blocks, the decoder's maps, augmentation, copies.
     """
-    height, width = planar["patch_size"]
-    images = planar["batch_size"] // devices
-    dense_maps = len(planar["normalization_schemes"])
+    height, width = configuration["patch_size"]
+    images = configuration["batch_size"] // devices
+    dense_maps = len(configuration["normalization_schemes"])
     if not hasattr(network, "forward_queries"):  # in training, masks at a quarter of the size
         dense_maps += 2 * num_classes
-    per_image = height * width * dense_maps * FLOAT32_BYTES + _token_bytes(planar, network)
-    return images * per_image + _point_bytes(planar[EXPERIMENT_KEY].get("m2f_train"))
+    per_image = height * width * dense_maps * FLOAT32_BYTES + _token_bytes(configuration, network)
+    return images * per_image + _point_bytes(configuration[EXPERIMENT_KEY].get("m2f_train"))
 
 
 def _point_bytes(loss: dict[str, Any] | None) -> int:
@@ -98,23 +98,23 @@ def _point_bytes(loss: dict[str, Any] | None) -> int:
     return 0 if loss is None else int(loss["num_points"] * loss["oversample_ratio"]) * 2 * FLOAT32_BYTES
 
 
-def _token_bytes(planar: dict[str, Any], network: nn.Module) -> int:
+def _token_bytes(configuration: dict[str, Any], network: nn.Module) -> int:
     """Bytes of one image's maps of tokens; 0 for a network that is no `ViTSegmentationModel`."""
     patch, embed_dim, layers = (getattr(network, name, None) for name in ("patch_size", "embed_dim", "feature_indices"))
     if not (patch and embed_dim and layers):
         return 0
-    experiment = planar[EXPERIMENT_KEY]
+    experiment = configuration[EXPERIMENT_KEY]
     frozen = experiment["model"]["freeze_backbone"] and not experiment["lora"]["enabled"]
     maps = len(layers) if frozen else layers[-1] + 1
-    height, width = planar["patch_size"]
+    height, width = configuration["patch_size"]
     value_bytes = FLOAT32_BYTES if experiment["train"]["precision"] == "float32" else 2
     return maps * (height // patch) * (width // patch) * embed_dim * value_bytes
 
 
-def least_weight_memory(planar: dict[str, Any], network: nn.Module) -> int:
+def least_weight_memory(configuration: dict[str, Any], network: nn.Module) -> int:
     """Return the bytes of the parameters, and of the gradients and optimiser states of those that train, in float32."""
     total, trainable = count_parameters(network)
-    per_trained = 1 + OPTIMIZER_STATES[planar[EXPERIMENT_KEY]["train"]["optimizer"]]
+    per_trained = 1 + OPTIMIZER_STATES[configuration[EXPERIMENT_KEY]["train"]["optimizer"]]
     return (total + per_trained * trainable) * FLOAT32_BYTES
 
 

@@ -71,7 +71,7 @@ def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     return plans
 
 
-def planar_configurations(plans: dict[str, Any]) -> list[str]:
+def configurations_2d(plans: dict[str, Any]) -> list[str]:
     """Names of the 2D configurations of the plans."""
     sizes = {name: resolve(plans, name).get("patch_size") for name in plans["configurations"]}
     return [name for name, size in sizes.items() if isinstance(size, (list, tuple)) and len(size) == 2]
@@ -155,12 +155,12 @@ def check_configuration(plans: dict[str, Any], configuration: str) -> None:
     Raises:
         ExperimentError: names the 2D configurations that exist.
     """
-    planar = planar_configurations(plans)
-    if configuration not in planar:
+    allowed = configurations_2d(plans)
+    if configuration not in allowed:
         found = "is not a 2D configuration" if configuration in plans["configurations"] else "does not exist"
         raise ExperimentError(
             f"configuration {configuration!r} {found} in the plans {plans['plans_name']!r}; ViTs work on 2D images, "
-            f"allowed: {', '.join(planar) or 'none (plan with -c 2d first)'}"
+            f"allowed: {', '.join(allowed) or 'none (plan with -c 2d first)'}"
         )
 
 

@@ -45,7 +45,7 @@ class PretrainedWeights:
         """
         return self.model.backbone == "dinov3" and bool(self.model.checkpoint_path) and self.file.has_query_bias
 
-    def check_fit(self, planar: dict[str, Any]) -> None:
+    def check_fit(self, configuration: dict[str, Any]) -> None:
         """Check that they are there and fit the backbone of a derived configuration.
 
         Raises:
@@ -58,8 +58,8 @@ class PretrainedWeights:
                 backbone, _, _ = create_backbone(
                     self.model.backbone,
                     self.model.backbone_size,
-                    in_chans=len(planar["normalization_schemes"]),
-                    query_bias=planar["architecture"]["arch_kwargs"]["query_bias"],
+                    in_chans=len(configuration["normalization_schemes"]),
+                    query_bias=configuration["architecture"]["arch_kwargs"]["query_bias"],
                 )
             fit_weights(self.file, backbone)
         except ValueError as error:

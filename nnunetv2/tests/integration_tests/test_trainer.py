@@ -110,9 +110,9 @@ def test_what_is_automatic_is_decided_in_the_plans(make_trainer):
     dpt = ["model.model_path=nnunetv2.model.model_dpt", "model.decoder.fusion_hidden_size=16"]
     for batch_size in (2, 4):
         overrides = [*dpt, f"model.decoder.{option}=auto", f"train.batch_size={batch_size}"]
-        planar = make_trainer(*overrides, file="any_decoder.yaml").configuration_manager.configuration
-        assert planar["architecture"]["arch_kwargs"][option] is (batch_size == 4)
-        assert "decoder" not in planar["vit"]["model"]
+        configuration = make_trainer(*overrides, file="any_decoder.yaml").configuration_manager.configuration
+        assert configuration["architecture"]["arch_kwargs"][option] is (batch_size == 4)
+        assert "decoder" not in configuration["vit"]["model"]
 
 
 def test_without_a_seed_trainings_differ(make_trainer):

@@ -303,27 +303,29 @@ def test_the_largest_backbone_on_a_small_machine():
 
 
 def test_a_training_that_may_fit_is_not_refused():
-    planar = derive({})
-    network = build_on_meta(planar, 2)
-    need = least_batch_memory(planar, network, 2) + least_weight_memory(planar, network)
+    configuration = derive({})
+    network = build_on_meta(configuration, 2)
+    need = least_batch_memory(configuration, network, 2) + least_weight_memory(configuration, network)
     derive({}, Machine(need, "x has"))
     with pytest.raises(ExperimentError, match="x has"):
         derive({}, Machine(need - 1, "x has"))
 
 
 def test_a_batch_is_shared_by_the_devices():
-    planar = derive({"batch_size": 8})
-    network = build_on_meta(planar, 2)
-    assert least_batch_memory(planar, network, 2, devices=4) == least_batch_memory(planar, network, 2) // 4
+    configuration = derive({"batch_size": 8})
+    network = build_on_meta(configuration, 2)
+    assert (
+        least_batch_memory(configuration, network, 2, devices=4) == least_batch_memory(configuration, network, 2) // 4
+    )
 
 
 @pytest.mark.parametrize("decoder", ["linear", "segformer", "upernet", "dpt", "unetr"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_estimate_is_below_what_a_step_keeps(decoder: str, frozen: bool):
     train = {"precision": "float32", "batch_size": 2, "patch_size": [64, 64]}
-    planar = derive(train, decoder=decoder, freeze_backbone=frozen)
-    estimate = least_batch_memory(planar, build_on_meta(planar, 2), 2)
-    network = build_network(planar)
+    configuration = derive(train, decoder=decoder, freeze_backbone=frozen)
+    estimate = least_batch_memory(configuration, build_on_meta(configuration, 2), 2)
+    network = build_network(configuration)
     images = torch.rand(2, 3, 64, 64)
     kept: dict[int, int] = {}
 
@@ -341,8 +343,8 @@ def test_the_estimate_is_below_what_a_step_keeps(decoder: str, frozen: bool):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_memory_of_the_weights_is_that_of_a_step(optimizer: str, frozen: bool):
-    planar = derive({"optimizer": optimizer, "precision": "float32"}, freeze_backbone=frozen)
-    network = build_network(planar)
+    configuration = derive({"optimizer": optimizer, "precision": "float32"}, freeze_backbone=frozen)
+    network = build_network(configuration)
     groups = parameter_groups(network, 0.01, 0.0, None, 1.0)
     steps = create_optimizer(optimizer, groups, 0.99, (0.9, 0.999))
     network(torch.rand(2, 3, 64, 64)).sum().backward()
@@ -350,19 +352,21 @@ def test_the_memory_of_the_weights_is_that_of_a_step(optimizer: str, frozen: boo
     states = [s for state in steps.state.values() for s in state.values() if torch.is_tensor(s) and s.ndim]
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     measured = 4 * sum(tensor.numel() for tensor in (*network.parameters(), *gradients, *states))
-    assert least_weight_memory(planar, network) == pytest.approx(measured, rel=0.01)
-    assert least_weight_memory(planar, network) == least_weight_memory(planar, build_on_meta(planar, 2))
+    assert least_weight_memory(configuration, network) == pytest.approx(measured, rel=0.01)
+    assert least_weight_memory(configuration, network) == least_weight_memory(
+        configuration, build_on_meta(configuration, 2)
+    )
 
 
-def build_network(planar: dict) -> torch.nn.Module:
+def build_network(configuration: dict) -> torch.nn.Module:
     from importlib import import_module
 
-    module, _, factory = planar["architecture"]["network_class_name"].rpartition(".")
+    module, _, factory = configuration["architecture"]["network_class_name"].rpartition(".")
     options = {
         "num_classes": 2,
         "input_channels": 3,
         "deep_supervision": False,
-        **planar["architecture"]["arch_kwargs"],
+        **configuration["architecture"]["arch_kwargs"],
     }
     return getattr(import_module(module), factory)(**options).train()
 
@@ -376,8 +380,8 @@ class Queries(torch.nn.Linear):
 @pytest.mark.parametrize(("network", "tokens"), [(Queries(1, 1), 4 * 16 * 96), (torch.nn.Linear(1, 1), 0)])
 def test_what_is_unknown_of_a_network_is_not_in_the_estimate(network: torch.nn.Module, tokens: int):
     logits = 0 if isinstance(network, Queries) else 2 * 2 * 64 * 64
-    planar = derive({"precision": "float32"})
-    assert least_batch_memory(planar, network, 2) == 2 * 4 * (3 * 64 * 64 + logits + tokens)
+    configuration = derive({"precision": "float32"})
+    assert least_batch_memory(configuration, network, 2) == 2 * 4 * (3 * 64 * 64 + logits + tokens)
 
 
 def test_the_memory_of_this_machine():

@@ -555,8 +555,8 @@ def test_the_precision_and_the_blocks_of_m2f_are_handed_on(layers: object):
     keywords = architecture_keywords(config, RGB, 2)
     assert (keywords["precision"], keywords["out_layers"]) == ("bfloat16", layers)
     assert (keywords["hidden_dim"], keywords["num_queries"]) == (256, 100)
-    planar = {EXPERIMENT_KEY: as_stored(config), "architecture": {"arch_kwargs": keywords}}
-    assert restore(M2FnnUNetConfig, planar) == config
+    configuration = {EXPERIMENT_KEY: as_stored(config), "architecture": {"arch_kwargs": keywords}}
+    assert restore(M2FnnUNetConfig, configuration) == config
     assert load_m2f("train.precision=float32").train.precision == "float32"  # the same, said twice
 
 

@@ -121,8 +121,8 @@ def test_what_the_decoders_cost(generate: ModuleType):
         config = generate.read_config(name)
         keywords = architecture_keywords(config, RGB, 2)
         architecture = {"network_class_name": f"{config.model.model_path}.create_segmentation_model"}
-        planar = {"architecture": {**architecture, "arch_kwargs": keywords}, "normalization_schemes": RGB}
-        network = build_on_meta(planar, 4).eval()
+        configuration = {"architecture": {**architecture, "arch_kwargs": keywords}, "normalization_schemes": RGB}
+        network = build_on_meta(configuration, 4).eval()
         with torch.no_grad():
             with FlopCounterMode(display=False) as backbone:
                 features = network.encode(torch.empty(1, 3, 512, 512, device="meta"))
@@ -210,12 +210,12 @@ DATASET_JSON = {"labels": {"background": 0, "artery": 1, "vein": 2}, "channel_na
 
 
 def plans(batch_size: int = 2) -> dict:
-    planar = {"batch_size": batch_size, "patch_size": [64, 80], "normalization_schemes": RGB, "architecture": {}}
+    configuration = {"batch_size": batch_size, "patch_size": [64, 80], "normalization_schemes": RGB, "architecture": {}}
     return {
         "dataset_name": "Dataset001_Test",
         "plans_name": "nnUNetPlans",
         "label_manager": "LabelManager",
-        "configurations": {"2d": planar},
+        "configurations": {"2d": configuration},
     }
 
 

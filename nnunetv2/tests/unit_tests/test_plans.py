@@ -90,10 +90,10 @@ DEFAULTS = {"hidden_size": 512, "pool_scales": [1, 2, 3, 6], "use_progressive_up
 
 
 def test_every_option_of_the_decoder_is_in_the_plans_once_so_that_no_later_default_counts():
-    planar = derive()["configurations"]["2d"]
-    keywords = planar["architecture"]["arch_kwargs"]
+    configuration = derive()["configurations"]["2d"]
+    keywords = configuration["architecture"]["arch_kwargs"]
     assert {key: keywords[key] for key in DEFAULTS} == {**DEFAULTS, "hidden_size": 32}
-    assert "decoder" not in planar["vit"]["model"] and not DEFAULTS.keys() & planar["vit"]["model"].keys()
+    assert "decoder" not in configuration["vit"]["model"] and not DEFAULTS.keys() & configuration["vit"]["model"].keys()
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_what_is_automatic_of_a_decoder_is_compared_as_it_was_decided():
 
 
 def test_plans_that_were_changed_by_hand_are_told():
-    planar = derive()["configurations"]["2d"]
-    planar["vit"]["train"]["num_epochs"] = 0
+    configuration = derive()["configurations"]["2d"]
+    configuration["vit"]["train"]["num_epochs"] = 0
     with pytest.raises(ExperimentError, match=r"train\.num_epochs: .*greater than 0, found 0"):
-        restore(ViTnnUNetConfig, planar)
+        restore(ViTnnUNetConfig, configuration)
 
 
 REGIONS = {
