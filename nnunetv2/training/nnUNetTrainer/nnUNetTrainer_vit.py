@@ -114,7 +114,7 @@ class nnUNetTrainer_vit(nnUNetTrainer):
             model = self.config.model
             architecture = describe_architecture(self.plain_network, model.backbone, model.backbone_size)
             self.print_to_log_file(f"Architecture:\n{architecture}", also_print_to_console=False)
-        log_experiment(self, asdict(self.config))
+        log_experiment(self, self.plain_network, self.config)
 
     @staticmethod
     def build_network_architecture(

@@ -1,29 +1,30 @@
 """What the log of a training says of its experiment."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from nnunetv2.model.parameter_counts import count_parameters_per_part
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-if TYPE_CHECKING:
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
 
-
-def log_experiment(trainer: "nnUNetTrainer_vit", experiment: dict[str, Any]) -> None:
+def log_experiment(trainer: nnUNetTrainer, network: nn.Module, config: Any) -> None:
     """Log the configuration, what was resolved automatically, and the numbers of parameters.
 
     Args:
         trainer: an initialised trainer.
-        experiment: its whole configuration.
+        network: its network, without wrappers.
+        config: the resolved configuration.
     """
-    log, network = trainer.print_to_log_file, trainer.plain_network
-    log(f"Experiment {trainer.plans_manager.plans_name}:\n{OmegaConf.to_yaml(experiment)}")
+    log = trainer.print_to_log_file
+    log(f"Experiment {trainer.plans_manager.plans_name}:\n{OmegaConf.to_yaml(asdict(config))}")
     input_norm = trainer.configuration_manager.network_arch_init_kwargs["input_norm"]
     log(
-        f"Backbone mode: {trainer.config.mode}, feature layers: {network.feature_indices}, "
+        f"Backbone mode: {config.mode}, feature layers: {network.feature_indices}, "
         f"input normalisation: {input_norm or 'none, channels pass as nnU-Net normalises them'}"
     )
     log(f"Epochs: {trainer.num_epochs}, save_every: {trainer.save_every} (epochs between checkpoints)")
