@@ -22,7 +22,7 @@ from statistics import median
 from tiny_training import CONFIG, NUMBER, new_folder, output_parser, prepare
 from tqdm import tqdm
 
-OVERRIDES = ("train.num_epochs=4", "train.num_iterations_per_epoch=20", "train.patch_size=[96,96]")
+OVERRIDES = ("train.num_epochs=3", "train.num_iterations_per_epoch=10", "train.patch_size=[96,96]")
 OWN, PASSIVE = "OpenMP's own", "passive"
 POLICIES = {OWN: "", PASSIVE: "passive"}  # an empty value is none to OpenMP, and the command leaves it
 EPOCH_TIME = re.compile(r"Epoch time: ([\d.]+) s")
