@@ -122,7 +122,7 @@ def test_panels_show_labels_regions_and_what_is_ignored():
 
 
 def test_wrong_arguments(refusal: Refusal, drawn, tmp_path: Path):
-    assert "is no folder of a trained model, there is no plans.json" in refusal(m=drawn.root)
+    assert "is not the folder of a trained model: it has no plans.json" in refusal(m=drawn.root)
     assert "there is no fold 3 in" in refusal(f=3) and refusal(f=3).endswith("found: 0")
     told = refusal("-chk", "checkpoint_other.pth")
     assert "there is no checkpoint_other.pth" in told and "checkpoint_best.pth, checkpoint_final.pth" in told

@@ -54,7 +54,7 @@ def test_what_the_new_network_has_no_place_for_is_not_dropped(tmp_path: Path):
 def test_a_file_of_backbone_weights_is_told_from_a_checkpoint(tmp_path: Path):
     path = tmp_path / "weights.pth"
     torch.save({"cls_token": torch.zeros(1)}, path)
-    with pytest.raises(ExperimentError, match=r"no checkpoint of nnU-Net .*model\.checkpoint_path"):
+    with pytest.raises(ExperimentError, match=r"not a checkpoint of nnU-Net .*model\.checkpoint_path"):
         check_pretrained_checkpoint(path, network())
 
 

@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch):
 
 def test_other_json_files_are_no_plans(tmp_path: Path):
     (tmp_path / "dataset.json").write_text("{}")
-    with pytest.raises(ExperimentError, match=r"dataset\.json holds no plans"):
+    with pytest.raises(ExperimentError, match=r"dataset\.json does not hold plans"):
         read_plans(tmp_path, "dataset")
 
 
