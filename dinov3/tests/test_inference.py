@@ -141,6 +141,7 @@ def test_the_result_does_not_depend_on_where_it_is_averaged(monkeypatch):
     ("options", "message"),
     [
         ({"inference_mode": "tiles"}, "one of whole, slide, found 'tiles'"),
+        ({"inference_mode": "slide"}, "slide needs crop_size"),
         ({"inference_mode": "slide", "crop_size": 16, "stride": 17}, r"from 1 to crop_size \(16\), found 17"),
         ({"inference_mode": "slide", "crop_size": 16, "stride": 0}, "found 0"),
     ],

@@ -205,3 +205,6 @@ def test_what_cannot_be_is_refused():
         make_segmentation_train_transforms(random_img_size_ratio_range=(2.0, 0.5))
     with pytest.raises(ValueError, match="same height and width, found 40 x 60 and 40 x 59"):
         make_segmentation_eval_transforms()(picture()[0], picture()[1][:, :59])
+    for image, found in ((torch.zeros(1, 4, 4), "1 of float32"), (np.zeros((4, 4, 3), dtype=np.int32), "3 of int32")):
+        with pytest.raises(ValueError, match=f"3 channels of uint8 or floats, found {found}"):
+            make_segmentation_eval_transforms()(image, torch.zeros(4, 4))

@@ -21,7 +21,7 @@ def make_inference(
     inference_mode: str = "whole",
     *,
     rescale_to: Sequence[int] | None = None,
-    crop_size: int | Sequence[int] = 512,
+    crop_size: int | Sequence[int] | None = None,
     stride: int | Sequence[int] | None = None,
     apply_horizontal_flip: bool = False,
     tile_batch_size: int = 1,
@@ -47,21 +47,17 @@ def make_inference(
         Probabilities of the classes, (B, C, *rescale_to), float32.
 
     Raises:
-        ValueError: an unknown mode, or a stride that leaves gaps between tiles.
+        ValueError: an unknown mode, tiles without a size, or a stride that leaves gaps between them.
     """
     if inference_mode not in INFERENCE_MODES:
         raise ValueError(f"the mode of inference must be one of {', '.join(INFERENCE_MODES)}, found {inference_mode!r}")
-    crop = _pair(crop_size)
-    steps = tuple(max(1, 2 * side // 3) for side in crop) if stride is None else _pair(stride)
-    if any(not 1 <= step <= side for step, side in zip(steps, crop, strict=True)):
-        raise ValueError(f"stride must be from 1 to crop_size ({crop_size}), found {stride}")
+    tiling = _tiling(crop_size, stride) if inference_mode == "slide" else None
     views = [x] if isinstance(x, Tensor) else list(x)
     size = tuple(rescale_to or views[0].shape[-2:])
     total, count = None, 0
     for view, mirrored in product(views, (False, True) if apply_horizontal_flip else (False,)):
         image = view.flip(-1) if mirrored else view
-        tile = crop if inference_mode == "slide" else image.shape[-2:]
-        step = steps if inference_mode == "slide" else tile
+        tile, step = tiling or (image.shape[-2:], image.shape[-2:])
         mean = _mean_of_tiles(segmentation_model, image, tile, step, tile_batch_size, size)
         mean = resize_probabilities(mean.flip(-1) if mirrored else mean, size)
         total = mean if total is None else total.add_(mean.to(total.device))
@@ -126,6 +122,19 @@ def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         output = queries_to_logits(output["pred_masks"], output["pred_logits"])
     return output.float().softmax(1)
+
+
+def _tiling(
+    crop_size: int | Sequence[int] | None, stride: int | Sequence[int] | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of the tiles, and of the steps between them."""
+    if crop_size is None:
+        raise ValueError("the mode slide needs crop_size, the height and width of the tiles")
+    crop = _pair(crop_size)
+    steps = (max(1, 2 * crop[0] // 3), max(1, 2 * crop[1] // 3)) if stride is None else _pair(stride)
+    if any(not 1 <= step <= side for step, side in zip(steps, crop, strict=True)):
+        raise ValueError(f"stride must be from 1 to crop_size ({crop_size}), found {stride}")
+    return crop, steps
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

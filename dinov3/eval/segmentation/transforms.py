@@ -136,9 +136,12 @@ class ToTensors(nn.Module):
         """Convert both.
 
         Raises:
-            ValueError: they differ in size.
+            ValueError: they differ in size, or the image is of another kind.
         """
         image = tv_tensors.Image(image) if isinstance(image, Tensor) else F.to_image(image)
+        if len(image) != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+            kind = f"{len(image)} of {str(image.dtype).removeprefix('torch.')}"
+            raise ValueError(f"an image must have 3 channels of uint8 or floats, found {kind}")
         labels = labels if isinstance(labels, Tensor) else torch.from_numpy(np.array(labels))
         if image.shape[-2:] != labels.shape:
             found = " and ".join(" x ".join(str(side) for side in x.shape[-2:]) for x in (image, labels))
