@@ -2,35 +2,18 @@
 
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dinov3.eval.segmentation.config import LoRAConfig
+from dinov3.eval.segmentation.config import LoRAConfig, ModelConfig
 from dinov3.hub.backbones import ARCHITECTURES, Weights, create_model
 from dinov3.models.lora import ATTENTION, add_lora
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ModelConfig:
-    """Which ViT.
-
-    Attributes:
-        config_file: must be None; the model is named by `dino_hub`.
-        pretrained_weights: a file of weights, in any layout that `dinov3.weights` reads.
-        dino_hub: name of the model, such as `dinov3_vitl16`.
-        pretrained: without a file, load timm's copy from the hub; if false, the weights are random.
-    """
-
-    config_file: str | None = None
-    pretrained_weights: str | Path | None = None
-    dino_hub: str | None = None
-    pretrained: bool = True
 
 
 def load_model_and_context(

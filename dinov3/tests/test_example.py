@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parents[2] / "documentation" / "dinov3" / "READM
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.save(dinov3_vits16(pretrained=False).to_reference_state_dict(), "dinov3_vits16.pth")
-    build, train, load = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    build, train, evaluate, load = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict = {}
     exec(build, names)
     assert names["output"]["pred_masks"].shape == (1, 100, 25, 33)
@@ -24,6 +24,10 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert names["logits"].shape == (1, 4, 97, 131)
     trained = [p for p in names["segmentor"].parameters() if p.requires_grad]
     assert trained and all(p.grad is not None for p in trained)
+    exec(evaluate, names)
+    assert names["images"].shape == (2, 3, 256, 256) and names["targets"][0]["masks"].shape == (4, 256, 256)
+    measured = names["metrics"].compute()
+    assert int(measured["confusion_matrix"].sum()) == 300 * 400 and 0 <= float(measured["mIoU"]) < 1
     names["state"] = names["segmentor"].state_dict()
     names["backbone"] = dinov3_vits16(pretrained=False)
     exec(load, names)
