@@ -9,7 +9,7 @@ from dataclasses import MISSING, field, fields, make_dataclass
 from types import ModuleType
 from typing import Any
 
-from pydantic import ConfigDict, PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import nnunetv2.model
 from nnunetv2.experiment.errors import ExperimentError, in_one_line, not_to_be_built
@@ -88,7 +88,7 @@ def _called_in_turn(factory: Callable[..., Any]) -> Sequence[Callable[..., Any]]
 def _signature(called: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(called, eval_str=True)
-    except NameError:  # an annotation for type checkers only
+    except Exception:  # an annotation for type checkers only, or none that Python can evaluate
         return inspect.signature(called)
 
 
@@ -101,10 +101,10 @@ def _checkable(annotation: Any) -> Any:
     """The annotation, or `Any` where there is none, or where values in files can have no such type."""
     try:
         TypeAdapter(annotation).validate_json("null", strict=True)
-    except (PydanticUserError, PydanticUndefinedAnnotation):
-        return Any
-    except ValidationError:
+    except ValidationError:  # it is a type, of other values
         pass
+    except Exception:  # pydantic's, or Python's, of an annotation that cannot be evaluated
+        return Any
     return Any if annotation is inspect.Parameter.empty else annotation
 
 
@@ -133,6 +133,8 @@ def decoder_keywords(model: Any, batch_size: int, regions: bool) -> dict[str, An
 def complete_options(model_path: str, options: dict[str, Any]) -> dict[str, Any]:
     """Check the options of a decoder, and add the defaults of the others, so that plans do not depend on them.
 
+    Defaults are those of the options that the factory itself names: what it only hands on, it may have set itself.
+
     Args:
         model_path: dotted name of its module.
         options: the keys of `model.decoder`.
@@ -141,6 +143,16 @@ def complete_options(model_path: str, options: dict[str, Any]) -> dict[str, Any]
         ExperimentError: names every unknown key and every wrong type, one in a line; or see `load_decoder`.
     """
     schema = read_options(model_path)
-    refuse((describe(error, schema, "model.decoder.") for error in check(schema, options)), model_path)
-    defaults = {f.name: f.default_factory() for f in fields(schema) if f.default_factory is not MISSING}
+    misplaced = [
+        f"model.decoder.{name} (value {options[name]!r}) is not an option of the decoder: the backbone's have keys of "
+        "their own in model, lora and train"
+        for name in options.keys() & backbone_keywords()
+    ]
+    others = {name: value for name, value in options.items() if name not in backbone_keywords()}
+    errors = (describe(error, schema, "model.decoder.") for error in check(schema, others))
+    refuse([*misplaced, *errors], model_path)
+    own = _signature(getattr(load_decoder(model_path), FACTORY)).parameters
+    defaults = {
+        f.name: f.default_factory() for f in fields(schema) if f.name in own and f.default_factory is not MISSING
+    }
     return plain({**{name: value for name, value in defaults.items() if isinstance(value, PLAIN_TYPES)}, **options})

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 
 @contextlib.contextmanager
@@ -11,9 +12,10 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; what is written to it becomes `path` at the end.
 
     Raises:
-        OSError: it cannot be moved. Whatever is raised, nothing is left of it, and a former file is as it was.
+        OSError: it cannot be moved. Whatever is raised, nothing is left of it, and an existing file is unchanged.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same plans
+    # several processes, also on other machines, may write the same plans
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

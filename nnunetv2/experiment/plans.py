@@ -198,7 +198,7 @@ def listed(differences: list[str]) -> str:
 
 
 def write_new_plans(folder: Path, plans: dict[str, Any]) -> Path:
-    """Write derived plans, unless the same are there already; never change a file that is there.
+    """Write derived plans, unless the same are there already; a file that is there is not changed.
 
     Returns:
         The path of the plans file.

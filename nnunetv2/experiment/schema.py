@@ -167,7 +167,11 @@ def _read_merged(path: Path, derived: tuple[Path, ...] = ()) -> DictConfig:
     chain = (*derived, path)
     if any(base_path.samefile(file) for file in chain):
         raise ExperimentError(f"{path}: {BASE_KEY} must not lead back to a file that is based on it, found {base!r}")
-    return OmegaConf.merge(_read_merged(base_path, chain), values)
+    merged = _read_merged(base_path, chain)
+    try:
+        return OmegaConf.merge(merged, values)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:  # such as a list for a mapping
+        raise ExperimentError(f"{path} does not fit its {BASE_KEY} {base!r}: {' '.join(str(error).split())}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -237,7 +241,8 @@ def describe(error: ErrorDetails, schema: type, prefix: str = "") -> str:
     *sections, key = error["loc"]
     name = prefix + _dotted(error["loc"])
     if error["type"] != "unexpected_keyword_argument":
-        return f"{name}: {error['msg']}, found {error['input']!r}"
+        allowed = error["msg"].replace("a valid array", "a list").replace("an object", "a mapping")  # JSON's words
+        return f"{name}: {allowed}, found {error['input']!r}"
     schema = functools.reduce(lambda section, name: _nested(section)[name], sections, schema)
     known = [field.name for field in fields(schema)]
     allowed = ", ".join(prefix + _dotted((*sections, other)) for other in known)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from nnunetv2.experiment.decoder_options import packaged_decoders, read_options
+from nnunetv2.experiment.decoder_options import complete_options, packaged_decoders, read_options
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.schema import build, find_config, find_path, packaged_configs, read_values
 from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
@@ -84,7 +84,14 @@ def merged(name_or_path: str) -> Iterator[str]:
         ExperimentError: there is none of this name, or it is wrong.
     """
     values = read_values(find_config(name_or_path))
-    build(schema_of(str(values.get("trainer", ViTnnUNetConfig.trainer))), values, name_or_path)
+    trainer = values.get("trainer")
+    if not isinstance(trainer, str):
+        raise ExperimentError(
+            f"{name_or_path}: trainer must name the trainer class, which decides on the keys that are allowed, such as "
+            f"{ViTnnUNetConfig.trainer}, found {trainer!r}"
+        )
+    model = build(schema_of(trainer), values, name_or_path).model
+    complete_options(model.model_path, model.decoder)
     yield OmegaConf.to_yaml(values).rstrip("\n")
 
 
@@ -113,7 +120,7 @@ def describe(path: Path) -> Iterator[str]:
     from nnunetv2.experiment.checkpoint import read_fold_checkpoint
 
     try:
-        yield from _describe_former_training(path, read_fold_checkpoint(path, COMMAND))
+        yield from _describe_checkpoint(path, read_fold_checkpoint(path, COMMAND))
         return
     except ExperimentError:
         file = read_weights(path)
@@ -123,7 +130,7 @@ def describe(path: Path) -> Iterator[str]:
     yield from _where_it_fits(file)
 
 
-def _describe_former_training(path: Path, checkpoint: dict) -> Iterator[str]:
+def _describe_checkpoint(path: Path, checkpoint: dict) -> Iterator[str]:
     count = len(checkpoint["network_weights"])
     about = ", ".join(f"{key} {checkpoint[key]}" for key in ("trainer_name", "current_epoch") if key in checkpoint)
     yield f"{path}: checkpoint of nnU-Net ({about}), {count} tensors"

@@ -34,7 +34,7 @@ CONFIG = ("--config", "tiny.yaml", "-device", "cpu")
         ("trainer: 5", "trainer must be str, found 5"),
         ("lora: {rank: 4}", "unknown key lora.rank (value 4); allowed: lora.enabled, lora.r"),
         ("train: {epochs: 4}", "unknown key train.epochs (value 4) (did you mean 'num_epochs'?)"),
-        ("train: 5", "train: Input should be an object, found 5"),
+        ("train: 5", "train: Input should be a mapping, found 5"),
     ],
 )
 def test_wrong_files(refused: Refused, workplace, text: str | None, told: str):
@@ -90,7 +90,7 @@ def test_wrong_files(refused: Refused, workplace, text: str | None, told: str):
             "train.patch_size: List should have at most 2 items after validation, not 3, found",
         ),
         ("train.patch_size=[15,64]", "train.patch_size must be at least one ViT patch (16 × 16), found [15, 64]"),
-        ("train.patch_size=64", "train.patch_size: Input should be a valid array, found 64"),
+        ("train.patch_size=64", "train.patch_size: Input should be a list, found 64"),
         ("lora.r=0", "lora.r: Input should be greater than 0, found 0"),
         (
             "lora.target_modules=[]",
@@ -233,7 +233,7 @@ def test_wrong_weight_files(refused: Refused, workplace, make: Callable[[Path], 
         ),
     ],
 )
-def test_wrong_former_trainings(refused: Refused, workplace, make: Callable[[Path], None], told: str):
+def test_wrong_checkpoints_to_start_from(refused: Refused, workplace, make: Callable[[Path], None], told: str):
     path = workplace.root / "wrong.pth"
     make(path)
     message = refused(workplace, ID, "2d", "0", *CONFIG, "-pretrained_weights", path)

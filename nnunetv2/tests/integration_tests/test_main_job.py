@@ -129,7 +129,7 @@ def test_validation_again_and_continuing_a_finished_training_need_only_the_name(
     assert plans.read_text() == whole
 
 
-def test_a_former_training_as_start(trained):
+def test_a_checkpoint_to_start_from(trained):
     former = trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_one__2d/fold_0/checkpoint_final.pth"
     train = ("nnUNetv2_train_vit", ID, "2d", "all", "--config", trained.root / "tiny.yaml", "-device", "cpu")
     shortest = ("train.num_epochs=1", "train.num_iterations_per_epoch=1", "train.initial_lr=0.0000001")

@@ -45,6 +45,7 @@ def test_prefix_tokens_begin_with_the_class_token(family: str):
         assert torch.allclose(prefix, model.forward_features(image)[:, : model.num_prefix_tokens], atol=1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_every_size_of_the_table_is_a_timm_model_of_that_patch_size(family: str):
     for timm_name in FAMILIES[family].timm_names.values():

@@ -145,7 +145,7 @@ def test_a_training_has_one_configuration(refusal, train: Callable, arguments: l
             "model.decoder.pool_scales=[1,null]",
             "model.decoder.pool_scales[1]: Input should be a valid integer, found None",
         ),
-        ("model.decoder.pool_scales=3", "model.decoder.pool_scales: Input should be a valid array, found 3"),
+        ("model.decoder.pool_scales=3", "model.decoder.pool_scales: Input should be a list, found 3"),
     ],
 )
 def test_elements_of_lists(refusal, override: str, told: str):
@@ -166,7 +166,7 @@ def test_elements_of_lists(refusal, override: str, told: str):
         ("tuple[int, list[int]]", [1, [2]], []),
         ("Literal['a', 'b']", "c", [": Input should be 'a' or 'b', found 'c'"]),
         ("list | list[int]", ["a"], []),
-        ("Sequence[Sequence[int]]", [1], ["[0]: Input should be a valid array, found 1"]),
+        ("Sequence[Sequence[int]]", [1], ["[0]: Input should be a list, found 1"]),
         ("Sequence[Width]", ["anything"], []),
         ("Sequence", ["anything", 1], []),
     ],

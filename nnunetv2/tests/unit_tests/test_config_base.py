@@ -102,7 +102,9 @@ def test_the_command_prints_a_configuration_merged_with_its_bases(name: str, cap
     ("text", "told"),
     [
         ("base: dpt\ntrain: {epochs: 3}\n", "unknown key train.epochs (value 3)"),
-        ("trainer: 5\n", "trainer '5' does not support ViT experiments"),
+        ("base: dpt\ntrain: [1]\n", "does not fit its base 'dpt'"),
+        ("base: dpt\nmodel: {decoder: {features: 32}}\n", "unknown key model.decoder.features (value 32)"),
+        ("trainer: 5\n", "trainer must name the trainer class, which decides on the keys that are allowed"),
     ],
 )
 def test_the_command_prints_no_wrong_configuration(text: str, told: str, capsys, write):

@@ -264,7 +264,7 @@ def test_the_example_trains(own: Path, mode: str):
     assert all((before[name] != p).any() for name, p in trained.items() if name.startswith("head."))
 
 
-def test_an_unknown_or_misfitting_option_of_the_example_is_refused(own: Path):
+def test_an_unknown_option_or_one_of_another_type_of_the_example_is_refused(own: Path):
     with pytest.raises(
         ExperimentError, match=r"unknown key model\.decoder\.chanels.*allowed: model\.decoder\.channels"
     ):

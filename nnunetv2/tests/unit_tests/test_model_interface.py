@@ -43,6 +43,7 @@ def on_meta():
         yield
 
 
+@pytest.mark.integration
 @every_factory
 def test_without_arguments_it_is_dinov3_large_frozen_with_one_class(create, on_meta):
     model = create()

@@ -32,7 +32,10 @@ def is_ascending(blocks: list[int]) -> bool:
 
 Blocks = Annotated[list[NonNegativeInt], rule("ascending numbers from 0", is_ascending)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-InputNorm = Annotated[str, Field(pattern="^(auto|none|backbone)(:.*)?$")]
+InputNorm = Annotated[
+    str,
+    rule("auto, none, backbone or backbone:NAME", lambda text: text.split(":")[0] in ("auto", "none", "backbone")),
+]
 Optimizer = Annotated[str, OneOf("sgd", "adamw")]
 Precision = Annotated[str, OneOf("float32", "float16", "bfloat16")]
 Schedule = Annotated[str, OneOf("poly", "cosine", "onecycle")]
