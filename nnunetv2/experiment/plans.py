@@ -164,6 +164,24 @@ def check_configuration(plans: dict[str, Any], configuration: str) -> None:
         )
 
 
+def check_experiment(plans: dict[str, Any], configuration: str) -> None:
+    """Check that a configuration of the plans has what an experiment writes into it.
+
+    Raises:
+        ExperimentError: it is not an experiment's, or was damaged by hand.
+    """
+    content = resolve(plans, configuration)
+    experiment, architecture = content.get(EXPERIMENT_KEY), content.get("architecture")
+    if experiment is None:
+        raise ExperimentError(f"the plans {plans['plans_name']!r} are not those of an experiment")
+    has_network = isinstance(architecture, dict) and isinstance(architecture.get("arch_kwargs"), dict)
+    if not has_network or not isinstance(experiment, dict) or not isinstance(experiment.get("trainer"), str):
+        raise ExperimentError(
+            f"the plans {plans['plans_name']!r} were changed by hand: configuration {configuration!r} must have "
+            f"{EXPERIMENT_KEY}.trainer and architecture.arch_kwargs"
+        )
+
+
 def check_same(stored: dict[str, Any], experiment: dict[str, Any], path: Path) -> None:
     """Check that plans read from `path` are those of an experiment.
 

@@ -20,6 +20,7 @@ from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import (
     EXPERIMENT_KEY,
     check_configuration,
+    check_experiment,
     check_results,
     differences_from,
     listed,
@@ -154,9 +155,7 @@ def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str
     name = args.experiment_name
     plans = read_plans(folder, f"{args.plans_identifier}_{name}")
     check_configuration(plans, args.configuration)
-    stored = resolve(plans, args.configuration).get(EXPERIMENT_KEY)
-    if stored is None:
-        raise ExperimentError(f"the plans {plans['plans_name']!r} are not those of an experiment")
+    check_experiment(plans, args.configuration)
     differences: list[str] = []
     if config is not None:
         differences += differences_from(plans, args.configuration, read_dataset_json(folder), config)

@@ -10,6 +10,7 @@ import torch
 from nnunetv2.experiment.derive import architecture_keywords, derive_plans, resolve_input_norm
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import (
+    check_experiment,
     check_name,
     check_results,
     differences_from,
@@ -127,6 +128,17 @@ def test_plans_that_were_changed_by_hand_are_told():
     configuration["vit"]["train"]["num_epochs"] = 0
     with pytest.raises(ExperimentError, match=r"train\.num_epochs: .*greater than 0, found 0"):
         restore(ViTnnUNetConfig, configuration)
+
+
+@pytest.mark.parametrize("damage", ["vit", "trainer", "architecture", "arch_kwargs"])
+def test_damaged_plans_of_an_experiment_are_told(damage: str):
+    plans = derive()
+    check_experiment(plans, "2d")
+    configuration = plans["configurations"]["2d"]
+    place = {"vit": configuration, "trainer": configuration["vit"], "architecture": configuration}
+    place.get(damage, configuration["architecture"])[damage] = 5
+    with pytest.raises(ExperimentError, match=r"changed by hand: configuration '2d' must have vit\.trainer"):
+        check_experiment(plans, "2d")
 
 
 REGIONS = {
