@@ -71,11 +71,7 @@ class WarmupOneCycleLR(WarmupLR):
     as the reference's does.
 
     Args:
-        optimizer: see `WarmupLR`.
-        lr: see `WarmupLR`.
-        total_iter: see `WarmupLR`.
-        warmup_iters: see `WarmupLR`.
-        warmup_ratio: see `WarmupLR`.
+        optimizer, lr, total_iter, warmup_iters, warmup_ratio: see `WarmupLR`.
         pct_start: share of the training in which the rate rises, from a 25th, before it falls.
         anneal_strategy: `cos` or `linear`.
         final_div_factor: a 25th of the peak rate by the rate at the end; infinity means 0.
@@ -144,11 +140,7 @@ class WarmupMultiStepLR(WarmupLR):
     """Steps down at some points of the training.
 
     Args:
-        optimizer: see `WarmupLR`.
-        lr: see `WarmupLR`.
-        total_iter: see `WarmupLR`.
-        warmup_iters: see `WarmupLR`.
-        warmup_ratio: see `WarmupLR`.
+        optimizer, lr, total_iter, warmup_iters, warmup_ratio: see `WarmupLR`.
         milestones: numbers of steps at which the rate is multiplied by `gamma`; by default 80% and 90% of the training.
         gamma: the factor.
     """
@@ -177,11 +169,7 @@ class WarmupPolyLR(WarmupLR):
     """Polynomial decay to 0 (Chen et al., "DeepLab", 2017, https://arxiv.org/abs/1606.00915).
 
     Args:
-        optimizer: see `WarmupLR`.
-        lr: see `WarmupLR`.
-        total_iter: see `WarmupLR`.
-        warmup_iters: see `WarmupLR`.
-        warmup_ratio: see `WarmupLR`.
+        optimizer, lr, total_iter, warmup_iters, warmup_ratio: see `WarmupLR`.
         power: exponent of the share of the training that is left.
     """
 
