@@ -157,7 +157,7 @@ def _write_fold(
     validation = folder / "validation"
     validation.mkdir(parents=True, exist_ok=True)
     for case in simulation.fold_cases(fold):
-        difficulty = noise * (0.5 + np.random.default_rng(case).random())
+        difficulty = 0.25 * noise * (0.5 + np.random.default_rng(case).random())
         first, second = _truth_fields(fields, case)
         disturbed = [
             one + difficulty * np.roll(_shifted(fields, 3 + i, case), rng.integers(0, simulation.side), 1)

@@ -20,9 +20,9 @@ COSTS: dict[str, tuple[str, str]] = {
     "peak_memory_gib": ("Peak memory (GiB)", "max"),
     "parameters_m": ("Parameters (M)", "max"),
     "trainable_m": ("Trainable (M)", "max"),
-    "gflops": ("GFLOPs per patch", "max"),
-    "seconds_per_step": ("s per step", "median"),
-    "seconds_per_case": ("s per case", "mean"),
+    "gflops": ("GFLOPs", "max"),
+    "seconds_per_step": ("s / step", "median"),
+    "seconds_per_case": ("s / case", "mean"),
 }
 BUDGET = {
     "steps": "training steps",

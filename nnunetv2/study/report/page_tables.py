@@ -36,7 +36,8 @@ def main_table(analysis: Analysis, costs: pd.DataFrame) -> Table:
         rows.append([*cells, *(significant(costs.loc[experiment, column]) for column in known)])
     note = (
         f"Dice: {INTERVALS} over {int(means['n'].max())} cases; P(best): share of the bootstrap samples in which the "
-        "experiment has the highest mean; GPU-hours: of all runs of the experiment together."
+        "experiment has the highest mean; GPU-hours: of all its runs; "
+        "FLOPs: of one forward pass at the patch size."
     )
     return Table("main", "Quality and cost", note, header, rows)
 

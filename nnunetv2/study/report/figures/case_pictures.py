@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from skimage.transform import resize
 
-RIGHT, FALSE_POSITIVE, FALSE_NEGATIVE, TRUTH = "#3fbf7f", "#ff5a1f", "#2f8cff", "#ffd400"
-OPACITY, SIDE = 0.75, 420  # pixels of a panel's longer side
+RIGHT, FALSE_POSITIVE, FALSE_NEGATIVE, TRUTH = "#7ddc9c", "#ff3b30", "#2f8cff", "#ffd400"
+OPACITY, SIDE = 0.85, 420  # pixels of a panel's longer side
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,9 @@ def case_figure(pictures: list[Picture]) -> Figure:
         for experiment in experiments:
             overlays.append(_errors(picture.truth, picture.predictions[experiment], image.shape[:2]))
             titles.append(f"{experiment}\n{picture.captions[experiment]}")
-        for axes, title, overlay in zip(row, titles, overlays, strict=True):
-            axes.imshow(image, aspect=picture.aspect, interpolation="nearest")
+        grey = _as_colours(0.65 * image.mean(axis=-1))  # colours of the masks must not be those of the image
+        for column, (axes, title, overlay) in enumerate(zip(row, titles, overlays, strict=True)):
+            axes.imshow(image if column == 0 else grey, aspect=picture.aspect, interpolation="nearest")
             axes.imshow(overlay, aspect=picture.aspect, interpolation="nearest")
             axes.set_title(title, fontsize=8)
             axes.set_axis_off()

@@ -2,6 +2,7 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nnunetv2.study.report.figures.style import GREY, colours_of, panels
 
@@ -31,6 +32,7 @@ def differences_figure(differences: pd.DataFrame, experiments: list[str], baseli
         panel.set_yticks(range(len(compared)), list(reversed(compared)))
         panel.set_ylim(-0.6, len(compared) - 0.4)
         panel.grid(False, axis="y")
+        panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.set_title(name)
         panel.set_xlabel(f"{label}, difference to {baseline}")
     return figure
