@@ -15,7 +15,7 @@ from dinov3.eval.segmentation.checkpoints import Checkpoints
 from dinov3.eval.segmentation.config import SegmentationConfig, values_of
 from dinov3.eval.segmentation.processes import seed_by, synchronise_batch_norm
 from dinov3.eval.segmentation.results import Evaluation
-from dinov3.eval.segmentation.schedulers import WarmupLR, build_scheduler
+from dinov3.eval.segmentation.schedulers import build_scheduler
 from dinov3.eval.segmentation.training_log import TrainingLog
 from dinov3.errors import ExperimentError
 
@@ -41,7 +41,7 @@ class TrainingLoop:
         folder: for checkpoints and logs.
 
     Raises:
-        ExperimentError: a schedule that cannot be, or checkpoints that cannot be read.
+        ExperimentError: checkpoints that cannot be read, or that not all processes find.
     """
 
     def __init__(
@@ -59,7 +59,13 @@ class TrainingLoop:
         self.segmentor = synchronise_batch_norm(model, accelerator).to(accelerator.device)
         self.parameters = [parameter for parameter in self.segmentor.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.parameters, config)
-        self.scheduler = make_scheduler(self.optimizer, config)
+        self.scheduler = build_scheduler(
+            config.scheduler.type,
+            optimizer=self.optimizer,
+            lr=config.optimizer.lr,
+            total_iter=self.total,
+            constructor_kwargs=config.scheduler.constructor_kwargs,
+        )
         self.checkpoints = Checkpoints(folder, config.checkpoint.keep_last)
         self.step: int = 0
         self.best: dict[str, Any] | None = None
@@ -189,22 +195,3 @@ def make_optimizer(parameters: list[nn.Parameter], config: SegmentationConfig) -
     return torch.optim.AdamW(
         parameters, lr=options.lr, betas=(options.beta1, options.beta2), weight_decay=options.weight_decay
     )
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: SegmentationConfig) -> WarmupLR:
-    """The learning rate over the training, as configured.
-
-    Raises:
-        ExperimentError: an unknown schedule or keyword, or an impossible value.
-    """
-    options = config.scheduler
-    try:
-        return build_scheduler(
-            options.type,
-            optimizer=optimizer,
-            lr=config.optimizer.lr,
-            total_iter=options.total_iter,
-            constructor_kwargs=options.constructor_kwargs,
-        )
-    except ValueError as error:
-        raise ExperimentError(f"scheduler: {error}") from error
