@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Optional
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from dinov3.configuration.schema import Section, rule
+from dinov3.configuration.schema import rule
 from dinov3.eval.segmentation.config import M2FTrainConfig as LossDefaults
 from nnunetv2.experiment.decoder_options import MASK2FORMER
 from nnunetv2.training.nnUNetTrainer.vit_config import (
@@ -91,7 +91,7 @@ class M2FLoRAConfig(ViTLoRAConfig):
 
 
 @dataclass
-class M2FTrainConfig(LossDefaults, Section):
+class M2FTrainConfig(LossDefaults):
     """The loss of mask classification: key `m2f_train`. The defaults are inherited."""
 
     num_points: PositiveInt
