@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+from dinov3.hub.families import repository_without_timm
 from nnunetv2.experiment.decoder_options import complete_options
 from nnunetv2.experiment.derive import build_on_meta, derive_plans
 from nnunetv2.experiment.errors import ExperimentError
@@ -21,7 +22,6 @@ from nnunetv2.experiment.memory import (
     least_weight_memory,
 )
 from nnunetv2.experiment.schema import build
-from nnunetv2.model.backbone_families import repository_without_timm
 from nnunetv2.run import training_commands
 from nnunetv2.run.draw_queries import run_draw_entry
 from nnunetv2.run.run_training_m2f import run_training_entry as train_m2f
