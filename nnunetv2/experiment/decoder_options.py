@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import nnunetv2.model
-from nnunetv2.experiment.errors import ExperimentError, in_one_line, not_to_be_built
-from nnunetv2.experiment.schema import check, describe, plain, refuse
+from dinov3.configuration.schema import check, describe, plain, refuse
+from dinov3.errors import in_one_line
+from nnunetv2.experiment.errors import ExperimentError, not_to_be_built
 
 MASK2FORMER = "nnunetv2.model.model_m2f"  # returns queries, and so has a trainer and a schema of its own
 FACTORY = "create_segmentation_model"

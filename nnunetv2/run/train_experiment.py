@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinov3.configuration.schema import refuse
+from dinov3.configuration.yaml_files import find_file
 from nnunetv2.experiment.dataset import (
     check_fold,
     find_dataset,
@@ -28,7 +30,7 @@ from nnunetv2.experiment.plans import (
     resolve,
     write_new_plans,
 )
-from nnunetv2.experiment.schema import build, config_source, find_config, find_file, read_values, refuse
+from nnunetv2.experiment.schema import build, config_source, find_config, read_values
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.arguments import TrainingArguments
 from nnunetv2.run.cpu_cores import check_process_counts

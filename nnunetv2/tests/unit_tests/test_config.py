@@ -8,12 +8,13 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dinov3.configuration.schema import refuse
 from dinov3.eval.segmentation.config import M2FTrainConfig
 from nnunetv2.experiment.decoder_options import complete_options, read_options
 from nnunetv2.experiment.derive import architecture_keywords
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import EXPERIMENT_KEY, as_stored, restore
-from nnunetv2.experiment.schema import load_config, packaged_configs, refuse
+from nnunetv2.experiment.schema import load_config, packaged_configs
 from nnunetv2.run.arguments import parse_arguments
 from nnunetv2.run.train_experiment import read_experiment
 from nnunetv2.run.training_commands import TRAIN_M2F, TRAIN_VIT

@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Optional
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from dinov3.configuration.schema import Section, rule
 from dinov3.eval.segmentation.config import M2FTrainConfig as LossDefaults
 from nnunetv2.experiment.decoder_options import MASK2FORMER
-from nnunetv2.experiment.schema import Section, rule
 from nnunetv2.training.nnUNetTrainer.vit_config import (
     M2F_TRAINER,
     BackboneConfig,

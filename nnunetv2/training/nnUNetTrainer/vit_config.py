@@ -8,9 +8,9 @@ from urllib.error import HTTPError
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from nnunetv2.experiment.decoder_options import MASK2FORMER
-from nnunetv2.experiment.schema import OneOf, Section, find_path, rule
-from nnunetv2.model.backbone_families import (
+from dinov3.configuration.schema import OneOf, Section, rule
+from dinov3.configuration.yaml_files import find_path
+from dinov3.hub.families import (
     FAMILIES,
     NO_WEIGHTS_REMEDY,
     TIMM_PREFIX,
@@ -18,6 +18,7 @@ from nnunetv2.model.backbone_families import (
     get_family,
     repository_without_timm,
 )
+from nnunetv2.experiment.decoder_options import MASK2FORMER
 
 # `Optional[...]`, not `... | None`, in the fields: every omegaconf that we allow reads it.
 # ruff: noqa: UP045
