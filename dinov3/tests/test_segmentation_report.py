@@ -99,12 +99,12 @@ def test_names_of_classes():
         names(["a", "b", "a"])
 
 
-@pytest.mark.parametrize("number", [2, 9, 18, 19, 150])
+@pytest.mark.parametrize("number", [2, 9, 10, 20, 150])
 def test_colours_of_classes_differ(number: int):
     names = ["background", *(f"class {i}" for i in range(1, number))]
     colours = np.concatenate([class_colours(names), [GREY]])
     distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
-    assert distances[~np.eye(number + 1, dtype=bool)].min() > (0.15 if number <= 18 else 0.03)
+    assert distances[~np.eye(number + 1, dtype=bool)].min() > (0.2 if number <= 20 else 0.05)
     assert (colours[0] == 0).all() and colours.min() >= 0 and colours.max() <= 1
 
 
