@@ -17,9 +17,8 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from dinov3.data.checks import check_pairs
 from dinov3.data.dataset import SegmentationDataset
-from dinov3.data.loaders import find_validation_pairs, make_eval_dataset
+from dinov3.data.loaders import check_pairs, find_validation_pairs, make_eval_dataset
 from dinov3.data.pairs import ImagePair
 from dinov3.errors import ExperimentError
 from dinov3.eval.segmentation.config import SegmentationConfig
