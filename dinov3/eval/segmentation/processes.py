@@ -28,7 +28,9 @@ def make_accelerator(config: SegmentationConfig) -> Accelerator:
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
         )
     except (ValueError, RuntimeError) as error:
-        raise ExperimentError(f"model_dtype {config.model_dtype.name} cannot be computed: {in_one_line(error)}") from error
+        raise ExperimentError(
+            f"model_dtype {config.model_dtype.name} cannot be computed: {in_one_line(error)}"
+        ) from error
     found, wanted = accelerator.num_processes, config.n_gpus
     if found != wanted:
         raise ExperimentError(
