@@ -23,6 +23,7 @@ def make_accelerator(config: SegmentationConfig) -> Accelerator:
     """
     try:
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # only when told so it joins processes on the CPU
             mixed_precision=PRECISIONS[config.model_dtype],
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
