@@ -107,8 +107,9 @@ class ConfigFiles:
             merged = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
             return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
         except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
-            name, reason = "each other" if path is None else path.name, " ".join(str(error).split())
-            raise ExperimentError(f"the overrides {' '.join(overrides)} do not fit {name}: {reason}") from error
+            fit = "cannot be read" if path is None else f"do not fit {path.name}"
+            reason = " ".join(str(error).split())
+            raise ExperimentError(f"the overrides {' '.join(overrides)} {fit}: {reason}") from error
 
     def _read_merged(self, path: Path, derived: tuple[Path, ...] = ()) -> DictConfig:
         """Read a YAML file, merged into the configuration that its key `base` names, if there is one.

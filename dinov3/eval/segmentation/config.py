@@ -62,7 +62,7 @@ class SegmentationConfig(Section):
     """A training or an evaluation of a segmentor.
 
     Attributes:
-        model: the ViT.
+        model: the ViT; None where the caller brings one.
         bs: batch size of one process.
         n_gpus: number of processes.
         num_workers: processes that load images, for each of them.
@@ -123,11 +123,12 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Segme
         ExperimentError: names every unknown key, wrong type, impossible value and missing file, one in a line.
     """
     file = None if path is None else CONFIG_FILES.find(str(path))
-    return config_from(CONFIG_FILES.read(file, overrides), "the configuration" if path is None else str(path))
+    values = {"model": {}, **CONFIG_FILES.read(file, overrides)}  # it has to name the ViT
+    return config_from(values, "the configuration" if path is None else str(path))
 
 
 def config_from(values: dict[str, Any], source: str = "the configuration") -> SegmentationConfig:
-    """Make a configuration of nested values, and check it.
+    """Make a configuration of nested values, and check it; without `model`, the caller brings the ViT.
 
     Args:
         values: by key, as a YAML file has them; others keep their defaults.

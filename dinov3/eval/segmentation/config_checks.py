@@ -19,12 +19,18 @@ HIDDEN_DIM_MULTIPLE = 32  # groups of the head's group norm; its 16 attention he
 
 def problems(config: "SegmentationConfig") -> Iterator[str]:
     """Yield one sentence for each problem of a configuration whose single values are possible."""
-    yield from _model_problems(config.model or ModelConfig())
+    if config.model is not None:
+        yield from _model_problems(config.model)
     yield from _decoder_problems(config.decoder_head)
     yield from _loss_problems(config)
     yield from _scheduler_problems(config.scheduler, config.optimizer.lr)
     yield from _tile_problems(config.eval)
     yield from _path_problems(config)
+    if config.bs > 1 and config.transforms.train.random_img_size_ratio_range and not config.transforms.train.crop_size:
+        yield (
+            "transforms.train.crop_size: images of random sizes (random_img_size_ratio_range) make no batch of "
+            f"{config.bs} without it; set it, or bs=1"
+        )
     names, num_classes = config.datasets.class_names, config.decoder_head.num_classes
     if names is not None and len(names) != num_classes:
         yield f"datasets.class_names must be {num_classes} names (decoder_head.num_classes), found {len(names)}"
@@ -45,7 +51,7 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
     if model.pretrained_weights and model.checkpoint_path:
         yield "model.pretrained_weights and model.checkpoint_path stand for the same: set one of them"
     for key in ("pretrained_weights", "checkpoint_path"):
-        path = getattr(model, key)
+        path = str(getattr(model, key) or "")
         if path and not path.startswith(("http:", "https:")) and find_path(path) is None:
             yield f"model.{key}: {path!r} does not exist"
 

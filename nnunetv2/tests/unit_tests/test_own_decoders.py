@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from example_plans import DATASET_JSON, PLANS
 
 from nnunetv2.experiment.decoder_options import complete_options
 from nnunetv2.experiment.derive import build_on_meta, derive_plans
@@ -11,21 +12,6 @@ from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.schema import build
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
-PLANS = {
-    "dataset_name": "Dataset001_Test",
-    "plans_name": "nnUNetPlans",
-    "label_manager": "LabelManager",
-    "configurations": {
-        "2d": {
-            "data_identifier": "nnUNetPlans_2d",
-            "batch_size": 2,
-            "patch_size": [64, 64],
-            "normalization_schemes": ["RGBTo01Normalization"] * 3,
-            "architecture": {},
-        }
-    },
-}
-DATASET_JSON = {"labels": {"background": 0, "vessel": 1}, "channel_names": {"0": "R", "1": "G", "2": "B"}}
 NARROW_CLASS = """
 from nnunetv2.model.model_dpt import DPTSegmentationModel
 
