@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.vit_config import (
     M2F_TRAINER,
     BackboneConfig,
     BelowOne,
-    NotEmpty,
+    Layers,
     Optimizer,
     Precision,
     Schedule,
@@ -78,7 +78,7 @@ class M2FLoRAConfig(ViTLoRAConfig):
     """Low-rank adaptation of the backbone: key `lora`; on by default."""
 
     enabled: bool = True
-    target_modules: Annotated[list[str], NotEmpty] = field(default_factory=lambda: ["qkv", "proj"])
+    target_modules: Layers = field(default_factory=lambda: ["qkv", "proj"])
     lora_dropout: BelowOne = 0.1
 
     @model_validator(mode="before")
