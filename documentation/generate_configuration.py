@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
+from dinov3.hub.families import FAMILIES
 from nnunetv2.experiment.decoder_options import FACTORY, load_decoder, packaged_decoders, read_options
 from nnunetv2.experiment.schema import packaged_configs
-from nnunetv2.model.backbone_families import FAMILIES
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
@@ -40,8 +40,6 @@ LIMITS = {
     "maximum": "at most {:g}",
     "exclusiveMaximum": "below {:g}",
     "multipleOf": "a multiple of {:g}",
-    "minItems": "at least {:g} entries",
-    "maxItems": "at most {:g} entries",
 }
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration reference

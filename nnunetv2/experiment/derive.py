@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dinov3.hub.families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.experiment.decoder_options import FACTORY, decoder_keywords
 from nnunetv2.experiment.errors import ExperimentError, not_to_be_built
 from nnunetv2.experiment.memory import Machine, check_memory
@@ -21,7 +22,6 @@ from nnunetv2.experiment.plans import (
 )
 from nnunetv2.experiment.pretrained_weights import PretrainedWeights
 from nnunetv2.model.backbone import timm_statistics, weights_follow
-from nnunetv2.model.backbone_families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # nnU-Net's normalisations whose result lies in [0, 1]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinov3.configuration.schema import refuse
+from dinov3.configuration.yaml_files import find_file
 from nnunetv2.experiment.dataset import (
     check_fold,
     find_dataset,
@@ -28,7 +30,7 @@ from nnunetv2.experiment.plans import (
     resolve,
     write_new_plans,
 )
-from nnunetv2.experiment.schema import build, config_source, find_config, find_file, read_values, refuse
+from nnunetv2.experiment.schema import build, config_source, find_config, read_values
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.arguments import TrainingArguments
 from nnunetv2.run.cpu_cores import check_process_counts
@@ -110,7 +112,7 @@ def prepare(args: TrainingArguments, threads: int) -> Training:
     folder = preprocessed_folder(dataset)
     dataset_json = read_dataset_json(folder)
     fold = check_fold(folder, args.fold)
-    plans = base_plans(args, folder) if args.starts_training else stored_plans(args, config, folder)
+    plans = base_plans(args, folder) if args.starts_training else stored_plans(args, config, folder, dataset_json)
     device = prepare_device(args.device, args.num_gpus, threads)
     if args.starts_training:
         plans = derive(args, config, plans, dataset_json, device)
@@ -146,7 +148,7 @@ def read_experiment(args: TrainingArguments) -> Any:
     return config
 
 
-def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str, Any]:
+def stored_plans(args: TrainingArguments, config: Any, folder: Path, dataset_json: dict[str, Any]) -> dict[str, Any]:
     """Read the plans of the experiment that `--c` resumes or `--val` validates; its pretrained weights are not needed.
 
     Raises:
@@ -158,7 +160,7 @@ def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str
     check_experiment(plans, args.configuration)
     differences: list[str] = []
     if config is not None:
-        differences += differences_from(plans, args.configuration, read_dataset_json(folder), config)
+        differences += differences_from(plans, args.configuration, dataset_json, config)
     if differences:
         raise ExperimentError(
             f"the experiment {name!r} was trained with another configuration (then → now):\n{listed(differences)}\n"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
+from dinov3.configuration.yaml_files import find_path
+from dinov3.hub.families import FAMILIES, TIMM_PREFIX
 from nnunetv2.experiment.decoder_options import complete_options, packaged_decoders, read_options
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.experiment.schema import build, find_config, find_path, packaged_configs, read_values
-from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
+from nnunetv2.experiment.schema import build, find_config, packaged_configs, read_values
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.schemas import schema_of
 
