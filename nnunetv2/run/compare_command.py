@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2.experiment.errors import ExperimentError
+from dinov3.errors import ExperimentError
 from nnunetv2.run.arguments import OneSentenceParser
 
 COMMAND = "nnUNetv2_vit_compare"

@@ -184,9 +184,16 @@ def base_plans(args: TrainingArguments, folder: Path) -> dict[str, Any]:
 
 
 def derive(
-    args: TrainingArguments, config: Any, plans: dict[str, Any], dataset_json: dict, device: "torch.device"
+    args: TrainingArguments, config: Any, plans: dict[str, Any], dataset_json: dict, device: "torch.device | None"
 ) -> dict[str, Any]:
     """Derive the plans of a new training; check that there is memory for it, and that its pretrained weights fit.
+
+    Args:
+        args: the command line.
+        config: the checked configuration.
+        plans: those to derive from.
+        dataset_json: the data set's `dataset.json`.
+        device: where to train; None: on another machine, whose memory is not checked.
 
     Raises:
         ExperimentError: the network cannot be built or trained here, or the weights cannot be had or do not fit.
@@ -195,7 +202,8 @@ def derive(
     from nnunetv2.experiment.memory import describe_machine
     from nnunetv2.experiment.pretrained_weights import PretrainedWeights
 
-    name, source, machine = args.experiment_name, config_source(args.config), describe_machine(device, args.num_gpus)
+    name, source = args.experiment_name, config_source(args.config)
+    machine = None if device is None else describe_machine(device, args.num_gpus)
     weights = PretrainedWeights(config.model)
     derived = derive_plans(plans, args.configuration, dataset_json, config, name, source, machine, weights)
     weights.check_fit(resolve(derived, args.configuration))

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.experiment.files import replace_when_complete
+from dinov3.files import replace_when_complete
 from nnunetv2.study.report.data import Data
 from nnunetv2.study.report.one_case import Measured, probability_file
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from nnunetv2.experiment.errors import ExperimentError
+from dinov3.errors import ExperimentError
 from nnunetv2.study.members import Comparison, Member
 from nnunetv2.study.report.cache import FoldCache
 from nnunetv2.study.report.data import Data

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from nnunetv2.experiment.errors import ExperimentError
+from dinov3.errors import ExperimentError
 from nnunetv2.experiment.plans import read_json
 from nnunetv2.experiment.versions import read_sessions
 from nnunetv2.study.members import Comparison, Member

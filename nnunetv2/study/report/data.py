@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dinov3.errors import ExperimentError, in_one_line
 from nnunetv2.experiment.dataset import preprocessed_folder
-from nnunetv2.experiment.errors import ExperimentError, in_one_line
 from nnunetv2.experiment.plans import read_json
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.study.members import Comparison

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dinov3.errors import ExperimentError
 from nnunetv2.experiment.dataset import find_dataset
-from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.study.members import Comparison, Member
 

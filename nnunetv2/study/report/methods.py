@@ -87,7 +87,7 @@ def warnings(analysis: Analysis, runs: pd.DataFrame) -> list[str]:
     cases = len(analysis.values(analysis.classes[0]))
     if cases < FEWEST_CASES and len(analysis.experiments) > 1:
         sentences.append(
-            f"With {_counted(cases, 'case')} no test can be significant (that takes {FEWEST_CASES}), so no p-values are "
+            f"With {_counted(cases, 'case')} no test can be significant (that takes {FEWEST_CASES}), so no p-value is "
             "given."
         )
     if any(member.fold == "all" for member in analysis.comparison.members):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2.experiment.errors import ExperimentError, in_one_line
+from dinov3.errors import ExperimentError, in_one_line
 from nnunetv2.study.report.calibration import brier_score, calibration_bins, expected_calibration_error
 from nnunetv2.study.report.case_metrics import Mask, measure
 from nnunetv2.study.report.data import Data

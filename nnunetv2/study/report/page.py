@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from nnunetv2.experiment.errors import ExperimentError
+from dinov3.errors import ExperimentError
 from nnunetv2.study.report.draw import Drawn
 from nnunetv2.study.report.tables import Table, to_markdown
 

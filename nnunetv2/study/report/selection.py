@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nnunetv2.experiment.errors import ExperimentError
+from dinov3.errors import ExperimentError
 from nnunetv2.study.members import Comparison, Member
 from nnunetv2.study.report.case_table import predictions_of
 

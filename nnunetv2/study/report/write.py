@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from uuid import uuid4
 
-from nnunetv2.experiment.errors import ExperimentError
+from dinov3.errors import ExperimentError
 from nnunetv2.study.members import Comparison
 from nnunetv2.study.report.analysis import Analysis
 from nnunetv2.study.report.case_table import measure_all

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 OVERLAY = [p for folder in ("nnunetv2", "dinov3") for p in sorted((ROOT / folder).rglob("*.py"))]
 SOURCES = [p for p in OVERLAY if "tests" not in p.relative_to(ROOT).parts]
 # Every layer, leftmost first; a module may import from its own layer and from those to the right.
-LAYERS = ("nnunetv2.run", "nnunetv2.training", "nnunetv2.experiment", "nnunetv2.model", "dinov3")
+LAYERS = ("nnunetv2.run", "nnunetv2.study", "nnunetv2.training", "nnunetv2.experiment", "nnunetv2.model", "dinov3")
 
 
 def upstream_files() -> set[str]:
