@@ -62,7 +62,6 @@ def compare(args: argparse.Namespace) -> None:
     if args.processes is not None and args.processes < 1:
         raise ExperimentError(f"--processes must be at least 1, found {args.processes}")
     # pandas and matplotlib are loaded here: `--help` is answered at once
-    from nnunetv2.study.config import read_groups
     from nnunetv2.study.report.folders import comparison_of_folders
     from nnunetv2.study.report.write import write_report
 
@@ -72,9 +71,17 @@ def compare(args: argparse.Namespace) -> None:
         args.experiments,
         folds=args.f,
         baseline=args.baseline,
-        groups=None if args.groups is None else read_groups(args.groups),
+        groups=_groups(args.groups),
         tubular=args.tubular,
         nsd_tolerance=args.nsd_tolerance,
     )
     write_report(comparison, args.o, args.processes)
     print(f"the report is {args.o / 'report.html'}")
+
+
+def _groups(path: str | None) -> dict[str, str] | None:
+    if path is None:
+        return None
+    from nnunetv2.study.config import read_groups
+
+    return read_groups(path)

@@ -29,7 +29,7 @@ BUDGET = {
     "batch_size": "batch size",
     "patch_size": "patch size",
     "device": "device",
-    "num_processes": "number of processes",
+    "processes": "number of processes",
 }
 logger = logging.getLogger(__name__)
 
@@ -71,25 +71,25 @@ def _run(member: Member, configuration: str, file_ending: str) -> dict[str, Any]
     debug = _optional(member.folder / "debug.json")
     plans = read_json(member.folder.parent / "plans.json")["configurations"].get(configuration, {})
     epochs, per_epoch = len(learning_curve(member.folder)), debug.get("num_iterations_per_epoch")
-    processes = cost.get("num_processes")
-    cases = len(predictions_of(member, file_ending))
+    processes = cost.get("processes")
+    cases = cost.get("validation_cases") or len(predictions_of(member, file_ending))
     return {
         "experiment": member.experiment,
         "fold": member.fold,
         "seed": member.seed,
         "num_training_cases": member.num_training_cases,
         "gpu_hours": _scaled(cost.get("total_seconds"), (processes or 1) / 3600),
-        "peak_memory_gib": _scaled(cost.get("peak_memory_reserved") or cost.get("peak_memory_process"), 2**-30),
+        "peak_memory_gib": _scaled(cost.get("peak_reserved_bytes") or cost.get("peak_resident_bytes"), 2**-30),
         "parameters_m": _scaled(cost.get("parameters"), 1e-6),
         "trainable_m": _scaled(cost.get("trainable_parameters"), 1e-6),
         "gflops": _scaled(cost.get("flops"), 1e-9),
-        "seconds_per_step": _scaled(cost.get("seconds_per_step"), 1.0),
+        "seconds_per_step": _scaled(cost.get("step_seconds_median"), 1.0),
         "seconds_per_case": _scaled(cost.get("validation_seconds"), 1 / cases),
         "steps": epochs * int(per_epoch) if epochs and per_epoch else None,
         "batch_size": plans.get("batch_size"),
         "patch_size": " × ".join(map(str, plans["patch_size"])) if "patch_size" in plans else None,
         "device": cost.get("device") or debug.get("gpu_name") or debug.get("device"),
-        "num_processes": processes,
+        "processes": processes,
         "versions": cost.get("versions") or _last_versions(member.folder),
     }
 
