@@ -176,7 +176,7 @@ def test_examples_are_always_the_first_images(tmp_path: Path):
         assert np.array_equal(examples[0].image, np.array(image))
         assert np.array_equal(examples[0].labels, np.array(labels))
     expected = np.abs(examples[0].image.argmax(-1) - 2) == examples[0].prediction
-    assert expected.mean() > 0.95  # but for the normalisation
+    assert expected.mean() > 0.9  # but for the normalisation
     assert examples[1].image.shape == (10, 512, 3) and examples[1].image.dtype == np.uint8
     assert examples[1].labels.shape == examples[1].prediction.shape == (10, 512)
     assert set(np.unique(examples[1].labels)) <= {0, 1, 255}

@@ -1,9 +1,13 @@
 """Evaluation of a segmentor on a data set: the same figures for any number of processes."""
 
 import contextlib
+import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,14 +18,70 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from dinov3.data.dataset import SegmentationDataset
+from dinov3.data.loaders import check_pairs, find_validation_pairs, make_eval_dataset
+from dinov3.data.pairs import ImagePair
 from dinov3.errors import ExperimentError
 from dinov3.eval.segmentation.config import SegmentationConfig
+from dinov3.eval.segmentation.figures import draw_examples
 from dinov3.eval.segmentation.inference import make_inference
 from dinov3.eval.segmentation.metrics import PER_CLASS, PerImageSegmentationMetrics, SegmentationMetrics, check_labels
+from dinov3.eval.segmentation.models.from_config import segmentor_from_config
+from dinov3.eval.segmentation.output_folder import claim
+from dinov3.eval.segmentation.processes import make_accelerator
+from dinov3.eval.segmentation.report import RESULTS, class_names_of, describe_evaluation, write_report
 from dinov3.eval.segmentation.results import Evaluation, Example
+from dinov3.eval.segmentation.segmentor_checkpoint import load_segmentor
 from dinov3.eval.segmentation.transforms import IGNORE_INDEX, collate_segmentation
 
 EXAMPLE_SIDE = 512  # pixels, the longer side
+PREDICTIONS, CHECKED_FILES = "predictions.png", "checked_files.json"
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_checkpoint(backbone: nn.Module | None, config: SegmentationConfig) -> dict[str, Any]:
+    """Evaluate the checkpoint `load_from` on all images of validation, and write the results to `output_dir`.
+
+    Args:
+        backbone: the ViT; None: the one that the configuration names.
+        config: of the evaluation.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        ExperimentError: something in the configuration, the data set, the checkpoint or the folder that a user can put
+            right.
+    """
+    class_names = class_names_of(config)
+    accelerator = make_accelerator(config)
+    folder = claim(config.output_dir, config, accelerator)
+    model = segmentor_from_config(config, backbone)
+    logger.info(load_segmentor(model, config.load_from))
+    dataset = make_eval_dataset(_checked_pairs(config, accelerator, folder), config)
+    evaluation = evaluate_segmentation_model(
+        model.to(accelerator.device), dataset, config, accelerator, num_examples=config.eval.num_visualizations
+    )
+    if accelerator.is_main_process:
+        write_report(evaluation, folder, class_names, describe_evaluation(model, config, config.load_from))
+        if evaluation.examples:
+            draw_examples(evaluation.examples, folder / PREDICTIONS, class_names, len(class_names), IGNORE_INDEX)
+    accelerator.wait_for_everyone()
+    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+
+
+def _checked_pairs(config: SegmentationConfig, accelerator: Accelerator, folder: Path) -> list[ImagePair]:
+    pairs = find_validation_pairs(config.datasets, config.seed)
+    with accelerator.main_process_first():  # the others then know which files are good
+        return check_pairs(
+            pairs,
+            config.decoder_head.num_classes,
+            config.eval.reduce_zero_label,
+            config.datasets,
+            config.num_workers,
+            "validation",
+            folder / CHECKED_FILES,
+        )
 
 
 def evaluate_segmentation_model(

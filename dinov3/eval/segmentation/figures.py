@@ -20,8 +20,10 @@ SHARPNESS, LONGEST = 200, 60_000  # dots per inch, pixels
 LETTERS = 15  # of a name, per inch
 MOST_CLASSES = 20  # in a legend, and with numbers in a matrix
 GREY, YELLOW = (0.6, 0.6, 0.6), (1.0, 0.85, 0.1)
-GREYS_OF_TAB20 = (14, 15)
+GREY_OF_TAB10 = 7
 GOLDEN_RATIO = 0.618034
+HUES = 12  # that are easy to tell apart
+LEVELS = ((0.95, 0.95), (0.5, 0.95), (0.95, 0.6), (0.55, 0.6), (0.75, 0.8))  # saturation and value, for many classes
 
 
 def draw_examples(
@@ -72,13 +74,14 @@ def class_colours(class_names: Sequence[str]) -> np.ndarray:
 
 
 def _distinct(number: int) -> np.ndarray:
-    paired = np.delete(np.array(colormaps["tab20"].colors), GREYS_OF_TAB20, axis=0)
-    palette = np.concatenate([paired[::2], paired[1::2]])  # the darker of each pair first
+    palette = np.delete(np.array(colormaps["tab10"].colors), GREY_OF_TAB10, axis=0)
     if number <= len(palette):
         return palette[:number]
-    steps = np.arange(number)
-    hues, levels = steps * GOLDEN_RATIO % 1, steps % 3
-    return hsv_to_rgb(np.stack([hues, np.array([0.9, 0.55, 0.9])[levels], np.array([0.95, 0.9, 0.55])[levels]], -1))
+    levels = LEVELS[: -(-number // HUES)]
+    steps = -(-number // len(levels))
+    # evenly spaced, in an order in which neighbours are far apart
+    hues = np.argsort(np.argsort(np.arange(steps) * GOLDEN_RATIO % 1)) / steps
+    return np.array([hsv_to_rgb((hues[i % steps], *levels[i // steps])) for i in range(number)])
 
 
 def _draw_row(row: Sequence[Axes], example: Example, colours: np.ndarray, ignore_index: int) -> None:

@@ -105,7 +105,7 @@ def _other_classes(state: State, own: State, allowed: bool) -> State:
 
 def _num_classes(state: State) -> int:
     layer, others = CLASS_LAYERS[_decoder_type(state)]
-    return state[f"{layer}.weight"].shape.numel() and len(state[f"{layer}.weight"]) - others
+    return state[f"{layer}.weight"].shape[:1].numel() - others
 
 
 def _load(model: FeatureDecoder, state: State, own: State) -> None:
