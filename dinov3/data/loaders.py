@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from dinov3.data.checks import check_pairs
 from dinov3.data.dataset import SegmentationDataset
 from dinov3.data.layouts.registry import LAYOUTS, parse, recognise
 from dinov3.data.layouts.request import Part
@@ -19,6 +20,15 @@ from dinov3.eval.segmentation.transforms import (
     make_segmentation_eval_transforms,
     make_segmentation_train_transforms,
 )
+
+__all__ = [
+    "check_pairs",
+    "find_pairs",
+    "find_validation_pairs",
+    "make_eval_dataset",
+    "make_train_dataset",
+    "train_loader",
+]
 
 
 def find_pairs(datasets: DatasetConfig, seed: int) -> tuple[list[ImagePair], list[ImagePair]]:

@@ -93,7 +93,6 @@ def test_a_drawn_split_has_every_image_once_and_depends_on_the_seed_alone(tmp_pa
     [
         ({"train": "ADE:split=TRAIN"}, "datasets.train must be one of ADE20K:split=TRAIN, .* found 'ADE:split=TRAIN'"),
         ({"val": "ADE20K:split=TEST"}, "datasets.val must be one of .* found 'ADE20K:split=TEST'"),
-        ({"val_share": 1.0}, "val_share must lie between 0 and 1, found 1.0"),
         ({"root": "/nowhere"}, "datasets.root must be a folder, found /nowhere"),
         ({"train": "CITYSCAPES:split=TRAIN"}, "leftImg8bit/train|gtFine/train"),
     ],

@@ -70,8 +70,6 @@ def _names(names: list[str]) -> str:
 
 
 def _drawn(pairs: list[ImagePair], part: Part) -> list[ImagePair]:
-    if not 0 < part.val_share < 1:
-        raise ExperimentError(f"datasets.val_share must lie between 0 and 1, found {part.val_share}")
     if len(pairs) < 2:
         raise ExperimentError(
             f"a training and a validation image are needed, found only {pairs[0].image}; both can be named in "
