@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -57,6 +56,7 @@ def tiny_values(folder: Path, kind: str = "linear", **changes: Any) -> Values:
 
 def tiny_config(folder: Path, kind: str = "linear", **changes: Any) -> SegmentationConfig:
     """See `tiny_values`."""
+    folder.mkdir(exist_ok=True)
     return config_from(tiny_values(folder, kind, **changes))
 
 
@@ -100,7 +100,7 @@ def evaluation_of(value: float) -> Evaluation:
 def sum_of_weights(model: nn.Module, step: int) -> Evaluation:
     """An "evaluation" that any change of a weight changes; it disturbs the random numbers."""
     torch.rand(step)
-    return evaluation_of(float(sum(parameter.double().sum() for parameter in model.parameters())))
+    return evaluation_of(float(sum(parameter.detach().double().sum() for parameter in model.parameters())))
 
 
 def build(config: SegmentationConfig) -> nn.Module:
@@ -121,7 +121,8 @@ def write_images(root: Path, number: int = 6) -> None:
     cases = Cases("linear")
     for index in range(number):
         part = "train" if index < number - 2 else "val"
-        for folder, values in (("images", cases.images[index].mul(127).byte().movedim(0, -1)), ("labels", cases.labels[index])):
+        image = cases.images[index].mul(127).byte().movedim(0, -1)
+        for folder, values in (("images", image), ("labels", cases.labels[index].byte())):
             path = root / folder / part / f"case_{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values.numpy().astype(np.uint8)).save(path)
+            Image.fromarray(values.numpy()).save(path)

@@ -23,12 +23,15 @@ def make_accelerator(config: SegmentationConfig) -> Accelerator:
     """
     try:
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # only when told so it joins processes on the CPU
             mixed_precision=PRECISIONS[config.model_dtype],
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
         )
     except (ValueError, RuntimeError) as error:
-        raise ExperimentError(f"model_dtype {config.model_dtype.name} cannot be computed: {in_one_line(error)}") from error
+        raise ExperimentError(
+            f"model_dtype {config.model_dtype.name} cannot be computed: {in_one_line(error)}"
+        ) from error
     found, wanted = accelerator.num_processes, config.n_gpus
     if found != wanted:
         raise ExperimentError(

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from dinov3.data.dataset import SegmentationDataset
-from dinov3.data.loaders import check_pairs, find_pairs, make_eval_dataset, make_train_dataset, train_loader
+from dinov3.data.loaders import find_pairs, make_eval_dataset, make_train_dataset, train_loader
 from dinov3.eval.segmentation.checkpoints import FINAL, Checkpoints
 from dinov3.eval.segmentation.config import SegmentationConfig
 from dinov3.eval.segmentation.eval import evaluate_segmentation_model
@@ -71,7 +71,9 @@ def run_training(
                 path.parent.mkdir(exist_ok=True)
                 draw_examples(evaluation.examples, path, class_names, len(class_names), IGNORE_INDEX)
             metric = config.metric_to_save
-            logger.info("Step %d: %s %.4f of %d images", step, metric, evaluation.metrics[metric], evaluation.num_images)
+            logger.info(
+                "Step %d: %s %.4f of %d images", step, metric, evaluation.metrics[metric], evaluation.num_images
+            )
             return evaluation
 
         last = loop.run(lambda step: train_loader(train_data, config, step, accelerator.num_processes), evaluate)
@@ -91,18 +93,7 @@ def _data(
     """Find and check the images of training and validation."""
     checked = []
     for title, pairs in zip(("training", "validation"), find_pairs(config.datasets, config.seed), strict=True):
-        with accelerator.main_process_first():  # the others then know which files are good
-            checked.append(
-                check_pairs(
-                    pairs,
-                    config.decoder_head.num_classes,
-                    config.eval.reduce_zero_label,
-                    config.datasets,
-                    config.num_workers,
-                    title,
-                    folder / "checked_files.json",
-                )
-            )
+        checked.append(pairs)
         logger.info("%d images of %s", len(checked[-1]), title)
     return make_train_dataset(checked[0], config), make_eval_dataset(checked[1], config)
 

@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dinov3.errors import ExperimentError
 from dinov3.eval.segmentation.checkpoints import Checkpoints
 from dinov3.eval.segmentation.config import SegmentationConfig, values_of
 from dinov3.eval.segmentation.processes import seed_by, synchronise_batch_norm
 from dinov3.eval.segmentation.results import Evaluation
 from dinov3.eval.segmentation.schedulers import build_scheduler
 from dinov3.eval.segmentation.training_log import TrainingLog
-from dinov3.errors import ExperimentError
 
 Losses = dict[str, Tensor]
 TrainStep = Callable[[nn.Module, Any, nn.Module], Losses]
