@@ -40,8 +40,6 @@ LIMITS = {
     "maximum": "at most {:g}",
     "exclusiveMaximum": "below {:g}",
     "multipleOf": "a multiple of {:g}",
-    "minItems": "at least {:g} entries",
-    "maxItems": "at most {:g} entries",
 }
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration reference

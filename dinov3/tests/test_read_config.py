@@ -107,7 +107,8 @@ def test_a_caller_may_bring_the_vit(given: list[str]):
     values = {key: value for key, value in common_values(given).items() if key != "model"}
     config = config_from({**values, "decoder_head": {"type": "linear"}})
     assert config.model is None and not list(config.problems())
-    assert "exactly one of model.dino_hub" in told("config-ade20k-linear-training", given[3:])
+    for overrides in (given[3:], [*given[3:], "model=null"]):
+        assert "exactly one of model.dino_hub" in told("config-ade20k-linear-training", overrides)
 
 
 WRONG = [

@@ -118,6 +118,13 @@ def test_mask2former_reads_normalised_patches_only():
             build_segmentation_decoder(backbone, decoder_type="m2f", hidden_dim=32, **options)
 
 
+def test_a_configuration_without_a_vit_is_told(tmp_path: Path):
+    config = configuration(tmp_path, {"type": "linear"})
+    config.model = None
+    with pytest.raises(ExperimentError, match="cannot be built as configured: unknown dino_hub None; allowed: dinov3_"):
+        segmentor_from_config(config)
+
+
 def test_targets_of_adapters_that_are_not_there_are_told(tmp_path: Path):
     config = configuration(tmp_path, {"type": "linear"}, lora={"enabled": True, "target_modules": ["query"]})
     with pytest.raises(ExperimentError, match=r"as configured: LoRA targets \['query'\] match no layer"):

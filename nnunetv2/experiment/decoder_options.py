@@ -89,8 +89,22 @@ def _called_in_turn(factory: Callable[..., Any]) -> Sequence[Callable[..., Any]]
 def _signature(called: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(called, eval_str=True)
-    except Exception:  # an annotation for type checkers only, or none that Python can evaluate
-        return inspect.signature(called)
+    except Exception:  # an annotation for type checkers only, or none that Python can evaluate: it alone stays a text
+        signature = inspect.signature(called)
+    function = inspect.unwrap(called.__init__ if inspect.isclass(called) else called)
+    names = getattr(function, "__globals__", {})
+    parameters = [p.replace(annotation=_evaluated(p.annotation, names)) for p in signature.parameters.values()]
+    returned = _evaluated(signature.return_annotation, names)
+    return signature.replace(parameters=parameters, return_annotation=returned)
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, names)
+    except Exception:  # whatever the expression raises
+        return annotation
 
 
 def _field_of(parameter: inspect.Parameter) -> tuple:
@@ -99,7 +113,9 @@ def _field_of(parameter: inspect.Parameter) -> tuple:
 
 
 def _checkable(annotation: Any) -> Any:
-    """The annotation, or `Any` where there is none, or where values in files can have no such type."""
+    """The annotation, or `Any` where there is none that can be evaluated, or values in files can have no such type."""
+    if isinstance(annotation, str):  # pydantic would look its names up here
+        return Any
     try:
         TypeAdapter(annotation).validate_json("null", strict=True)
     except ValidationError:  # it is a type, of other values

@@ -1,6 +1,7 @@
 """The plans file of an experiment: its name, reading, comparing and writing it in one piece."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -225,13 +226,15 @@ def write_new_plans(folder: Path, plans: dict[str, Any]) -> Path:
         ExperimentError: a plans file of this name holds another experiment, or it cannot be written.
     """
     path = folder / f"{plans['plans_name']}.json"
-    if path.is_file():
-        check_same(read_plans(folder, path.stem), plans, path)
-        return path
     try:
-        write_json(path, plans)
+        if not path.is_file():
+            _write_first(path, plans)
+            return path
+    except FileExistsError:
+        pass  # another process has written them in between
     except OSError as error:
         raise ExperimentError(f"cannot write the plans {path}: {error.strerror}") from error
+    check_same(read_plans(folder, path.stem), plans, path)
     return path
 
 
@@ -239,6 +242,22 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one piece."""
     with replace_when_complete(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
+
+
+def _write_first(path: Path, content: Any) -> None:
+    """Write a JSON file in one piece.
+
+    Raises:
+        FileExistsError: there is one by now. Without hard links, as on some file systems, it is replaced.
+    """
+    with replace_when_complete(path) as temporary:
+        write_json(temporary, content)
+        try:
+            os.link(temporary, path)  # unlike a move, this never replaces a file
+        except FileExistsError:
+            raise
+        except OSError:
+            return
 
 
 def differences_between(old: Any, new: Any, name: str = "") -> Iterator[str]:

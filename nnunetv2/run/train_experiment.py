@@ -112,7 +112,7 @@ def prepare(args: TrainingArguments, threads: int) -> Training:
     folder = preprocessed_folder(dataset)
     dataset_json = read_dataset_json(folder)
     fold = check_fold(folder, args.fold)
-    plans = base_plans(args, folder) if args.starts_training else stored_plans(args, config, folder)
+    plans = base_plans(args, folder) if args.starts_training else stored_plans(args, config, folder, dataset_json)
     device = prepare_device(args.device, args.num_gpus, threads)
     if args.starts_training:
         plans = derive(args, config, plans, dataset_json, device)
@@ -148,7 +148,7 @@ def read_experiment(args: TrainingArguments) -> Any:
     return config
 
 
-def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str, Any]:
+def stored_plans(args: TrainingArguments, config: Any, folder: Path, dataset_json: dict[str, Any]) -> dict[str, Any]:
     """Read the plans of the experiment that `--c` resumes or `--val` validates; its pretrained weights are not needed.
 
     Raises:
@@ -160,7 +160,7 @@ def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str
     check_experiment(plans, args.configuration)
     differences: list[str] = []
     if config is not None:
-        differences += differences_from(plans, args.configuration, read_dataset_json(folder), config)
+        differences += differences_from(plans, args.configuration, dataset_json, config)
     if differences:
         raise ExperimentError(
             f"the experiment {name!r} was trained with another configuration (then → now):\n{listed(differences)}\n"

@@ -123,7 +123,8 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Segme
         ExperimentError: names every unknown key, wrong type, impossible value and missing file, one in a line.
     """
     file = None if path is None else CONFIG_FILES.find(str(path))
-    values = {"model": {}, **CONFIG_FILES.read(file, overrides)}  # it has to name the ViT
+    values = CONFIG_FILES.read(file, overrides)
+    values["model"] = values.get("model") or {}  # which is told to name a ViT
     return config_from(values, "the configuration" if path is None else str(path))
 
 

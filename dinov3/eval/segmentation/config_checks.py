@@ -103,7 +103,7 @@ def _loss_problems(config: "SegmentationConfig") -> Iterator[str]:
 
 def _scheduler_problems(scheduler: SchedulerConfig, lr: float) -> Iterator[str]:
     """Build the schedule, for an optimizer of the kind that trains, on one weight."""
-    import torch  # takes seconds to load, which a configuration without other problems alone should cost
+    import torch  # here, so that reading the schema alone does not load it
 
     from dinov3.eval.segmentation.schedulers import build_scheduler
 

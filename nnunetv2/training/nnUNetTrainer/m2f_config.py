@@ -6,14 +6,14 @@ from typing import Annotated, Any, ClassVar, Optional
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from dinov3.configuration.schema import Section, rule
+from dinov3.configuration.schema import rule
 from dinov3.eval.segmentation.config import M2FTrainConfig as LossDefaults
 from nnunetv2.experiment.decoder_options import MASK2FORMER
 from nnunetv2.training.nnUNetTrainer.vit_config import (
     M2F_TRAINER,
     BackboneConfig,
     BelowOne,
-    NotEmpty,
+    Layers,
     Optimizer,
     Precision,
     Schedule,
@@ -78,7 +78,7 @@ class M2FLoRAConfig(ViTLoRAConfig):
     """Low-rank adaptation of the backbone: key `lora`; on by default."""
 
     enabled: bool = True
-    target_modules: Annotated[list[str], NotEmpty] = field(default_factory=lambda: ["qkv", "proj"])
+    target_modules: Layers = field(default_factory=lambda: ["qkv", "proj"])
     lora_dropout: BelowOne = 0.1
 
     @model_validator(mode="before")
@@ -91,7 +91,7 @@ class M2FLoRAConfig(ViTLoRAConfig):
 
 
 @dataclass
-class M2FTrainConfig(LossDefaults, Section):
+class M2FTrainConfig(LossDefaults):
     """The loss of mask classification: key `m2f_train`. The defaults are inherited."""
 
     num_points: PositiveInt

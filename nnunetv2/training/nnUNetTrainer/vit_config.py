@@ -26,6 +26,11 @@ from nnunetv2.experiment.decoder_options import MASK2FORMER
 M2F_TRAINER = "nnUNetTrainer_m2f"
 
 
+def is_pair(values: list[Any]) -> bool:
+    """Whether there are two values."""
+    return len(values) == 2
+
+
 def is_ascending(blocks: list[int]) -> bool:
     """Whether blocks are named in their order, each once, and at least one."""
     return bool(blocks) and blocks == sorted(set(blocks))
@@ -40,8 +45,7 @@ InputNorm = Annotated[
 Optimizer = Annotated[str, OneOf("sgd", "adamw")]
 Precision = Annotated[str, OneOf("float32", "float16", "bfloat16")]
 Schedule = Annotated[str, OneOf("poly", "cosine", "onecycle")]
-NotEmpty = Field(min_length=1)
-TwoLong = Field(min_length=2, max_length=2)
+Layers = Annotated[list[str], rule("at least one name", bool)]
 
 
 # The strings below the fields are their descriptions in the configuration reference; subclasses inherit them.
@@ -149,8 +153,8 @@ class ViTLoRAConfig(Section):
     """rank"""
     lora_alpha: PositiveFloat = 16.0
     """the adapters are scaled by lora_alpha / r"""
-    target_modules: Annotated[list[str], NotEmpty] = field(default_factory=lambda: ["qkv"])
-    """layers of the transformer blocks to adapt: qkv, proj (the attention's projection), fc1, fc2"""
+    target_modules: Layers = field(default_factory=lambda: ["qkv"])
+    """layers of the transformer blocks to adapt, at least one: qkv, proj (the attention's projection), fc1, fc2"""
     lora_dropout: BelowOne = 0.05
     """dropout on the adapters' input"""
     use_rslora: bool = False
@@ -171,8 +175,8 @@ class TrainConfig(Section):
     """learning-rate multiplier per layer, from the last block down; full fine-tuning only"""
     backbone_lr_factor: PositiveFloat = 1.0
     """learning-rate multiplier of the backbone's own weights; full fine-tuning only"""
-    betas: Annotated[list[BelowOne], TwoLong] = field(default_factory=lambda: [0.9, 0.999])
-    """AdamW's betas"""
+    betas: Annotated[list[BelowOne], rule("two numbers", is_pair)] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's two betas"""
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """SGD's momentum"""
     schedule: Schedule = "poly"
@@ -187,7 +191,7 @@ class TrainConfig(Section):
     """validation iterations (nnU-Net: 50)"""
     batch_size: Optional[PositiveInt] = None
     """images per batch, over all GPUs (nnU-Net: from the plans)"""
-    patch_size: Annotated[Optional[list[PositiveInt]], TwoLong] = None
+    patch_size: Optional[Annotated[list[PositiveInt], rule("[height, width]", is_pair)]] = None
     """[height, width] in pixels (nnU-Net: from the plans)"""
     precision: Precision = "float16"
     """of the network's forward pass; with autocast on a GPU, and on a CPU to bfloat16 where it computes natively"""

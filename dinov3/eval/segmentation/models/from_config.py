@@ -5,7 +5,7 @@ from dataclasses import asdict
 from torch import nn
 
 from dinov3.errors import ExperimentError
-from dinov3.eval.segmentation.config import SegmentationConfig
+from dinov3.eval.segmentation.config import ModelConfig, SegmentationConfig
 from dinov3.eval.segmentation.models.segmentor import FeatureDecoder, build_segmentation_decoder
 from dinov3.eval.setup import load_model_and_context, with_lora
 
@@ -25,7 +25,7 @@ def segmentor_from_config(config: SegmentationConfig, backbone: nn.Module | None
     options = asdict(config.decoder_head)
     try:
         if backbone is None:
-            backbone, _ = load_model_and_context(config.model)
+            backbone, _ = load_model_and_context(config.model or ModelConfig())
         return build_segmentation_decoder(
             with_lora(backbone, config.lora),
             decoder_type=options.pop("type"),
