@@ -1,5 +1,6 @@
 """Loading the weights of segmentors: ours, the reference's, and files that do not fit."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ from test_segmentors import segmentor, vit
 from torch import Tensor, nn
 
 from dinov3.errors import ExperimentError
-from dinov3.eval.segmentation.models import FeatureDecoder
+from dinov3.eval.segmentation.models import FeatureDecoder, build_segmentation_decoder
 from dinov3.eval.segmentation.segmentor_checkpoint import load_segmentor
+from dinov3.hub.backbones import create_model
 from dinov3.models.lora import add_lora
 
 State = dict[str, Tensor]
@@ -119,6 +121,17 @@ def test_a_whole_segmentor_in_the_references_names(decoder_type: str, tmp_path: 
     torch.save({"model": state}, tmp_path / "segmentor.pth")
     load_segmentor(model, tmp_path / "segmentor.pth")
     assert not differing(model, source.state_dict())
+
+
+def test_names_and_shapes_of_the_published_segmentor(golden: Path, tmp_path: Path):
+    """DINOv3's ViT-7B with Mask2Former, of which a file of the head is published; tensors without memory."""
+    table = json.loads((golden / "state_keys" / "segmentor_m2f_vit7b16.json").read_text())["state"]
+    state = {name: torch.empty(shape, device="meta") for name, (shape, _) in table.items()}
+    with torch.device("meta"):
+        backbone = create_model("dinov3_vit7b16", pretrained=False)
+    model = build_segmentation_decoder(backbone, decoder_type="m2f")
+    assert "1089 tensors" in load_segmentor(model, saved(state, tmp_path))
+    assert "479 tensors; the ViT stays as it is" in load_segmentor(model, saved(head_of(state), tmp_path))
 
 
 @pytest.mark.parametrize("decoder_type", ["linear", "m2f"])
