@@ -74,6 +74,22 @@ def read_labels(path: Path) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image.
+
+    Raises:
+        ImageFileError: the file cannot be read.
+    """
+    try:
+        pixels = _deep_pixels(path)
+        if pixels is not None:
+            return pixels.shape[:2]
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise ImageFileError(f"the image {path} cannot be read: {in_one_line(error)}") from error
+
+
 def _deep_pixels(path: Path) -> np.ndarray | None:
     """Read pixels of more than 8 bits, (H, W) or (H, W, C), which Pillow may reduce to 8; None for other files."""
     with path.open("rb") as file:

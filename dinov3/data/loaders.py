@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from dinov3.data.checks import check_pairs
 from dinov3.data.dataset import SegmentationDataset
+from dinov3.data.images import image_size
 from dinov3.data.layouts.registry import LAYOUTS, parse, recognise
 from dinov3.data.layouts.request import Part
 from dinov3.data.pairs import ImagePair
@@ -67,8 +68,14 @@ def _part(datasets: DatasetConfig, split: str, seed: int) -> list[ImagePair]:
 
 
 def make_train_dataset(pairs: Sequence[ImagePair], config: SegmentationConfig) -> SegmentationDataset:
-    """Make the data set of training, with the augmentation and the kind of targets that the configuration asks for."""
+    """Make the data set of training, with the augmentation and the kind of targets that the configuration asks for.
+
+    Raises:
+        ExperimentError: the images are of several sizes, and nothing makes them fit into a batch.
+    """
     options = config.transforms.train
+    if config.bs > 1 and options.crop_size is None:
+        _refuse_several_sizes(pairs, config.bs)
     transform = make_segmentation_train_transforms(
         options.img_size,
         options.random_img_size_ratio_range,
@@ -78,6 +85,15 @@ def make_train_dataset(pairs: Sequence[ImagePair], config: SegmentationConfig) -
         **_common(config),
     )
     return SegmentationDataset(pairs, transform, config.seed, config.datasets.max_value)
+
+
+def _refuse_several_sizes(pairs: Sequence[ImagePair], batch_size: int) -> None:
+    sizes = sorted({image_size(pair.image) for pair in pairs})
+    if len(sizes) > 1:
+        raise ExperimentError(
+            f"transforms.train.crop_size must be set, or bs=1, as images of {len(sizes)} sizes, such as "
+            f"{' and '.join(f'{height} x {width}' for height, width in sizes[:2])}, make no batch of {batch_size}"
+        )
 
 
 def make_eval_dataset(pairs: Sequence[ImagePair], config: SegmentationConfig) -> SegmentationDataset:

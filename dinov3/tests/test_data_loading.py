@@ -158,6 +158,22 @@ def test_masks_and_the_reduced_zero_are_as_configured(root: Path):
     assert all("valid" in target for target in targets)
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_images_of_several_sizes_need_a_crop_to_make_a_batch(root: Path, deep: bool):
+    config = settings(root)
+    config.transforms.train.crop_size = config.transforms.train.random_img_size_ratio_range = None
+    for path in (root / "images/train").iterdir() if deep else ():
+        Image.fromarray(np.array(Image.open(path).convert("L")).astype(np.uint16)).save(path)
+    with pytest.raises(ExperimentError, match=r"crop_size must be set, .* 5 sizes, such as 24 x 40 and 25 x 40"):
+        loader_of(config)
+    config.bs = 1
+    assert len(list(loader_of(config))) == 6
+    config.bs = 3
+    for path in [*(root / "images/train").iterdir(), *(root / "labels/train").iterdir()]:
+        Image.fromarray(np.array(Image.open(path))[:SIDE]).save(path)
+    assert next(iter(loader_of(config)))[0].shape == (3, 3, SIDE, 40)
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.integration)])
 def test_a_file_that_broke_after_the_check_is_named_in_one_line(root: Path, workers: int):
     loader = loader_of(settings(root, num_workers=workers))

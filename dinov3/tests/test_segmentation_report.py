@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from test_segmentors import segmentor
-from torch import nn
 from training_cases import tiny_config, write_images
 
 from dinov3.errors import ExperimentError
-from dinov3.eval.segmentation.config import DatasetConfig, DecoderConfig, EvalConfig, SegmentationConfig
+from dinov3.eval.segmentation.config import DatasetConfig, DecoderConfig, EvalConfig, SegmentationConfig, values_of
 from dinov3.eval.segmentation.eval import evaluate_checkpoint
 from dinov3.eval.segmentation.figures import (
     GREY,
@@ -162,20 +162,18 @@ def test_the_confusion_matrix_as_a_picture(tmp_path: Path):
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> tuple[dict[str, Any], nn.Module]:
+def changes(tmp_path: Path) -> dict[str, Any]:
     """Images, and the configuration of an evaluation of a segmentor."""
     write_images(tmp_path)
-    changes: dict[str, Any] = {"output_dir": str(tmp_path / "evaluation"), "load_from": str(tmp_path / "trained.pth")}
-    changes |= {"eval_only": True, "datasets": {"class_names": ["a", "b", "c"]}, "eval": {"num_visualizations": 1}}
-    (tmp_path / "trained.pth").touch()
+    values: dict[str, Any] = {"output_dir": str(tmp_path / "evaluation"), "load_from": str(tmp_path / "trained.pth")}
+    values |= {"eval_only": True, "datasets": {"class_names": ["a", "b", "c"]}, "eval": {"num_visualizations": 1}}
     torch.manual_seed(3)
     model = segmentor_from_config(tiny_config(tmp_path))
     torch.save({"model": model.state_dict()}, tmp_path / "trained.pth")
-    return changes, model
+    return values
 
 
-def test_the_evaluation_of_a_checkpoint(tmp_path: Path, trained: tuple[dict[str, Any], nn.Module]):
-    changes, _ = trained
+def test_the_evaluation_of_a_checkpoint(tmp_path: Path, changes: dict[str, Any]):
     results = evaluate_checkpoint(None, tiny_config(tmp_path, **changes))
     folder = tmp_path / "evaluation"
     assert json.loads((folder / "results.json").read_text()) == results
@@ -187,9 +185,19 @@ def test_the_evaluation_of_a_checkpoint(tmp_path: Path, trained: tuple[dict[str,
     assert again["metrics"] == results["metrics"] and again["per_class"] == results["per_class"]
 
 
-def test_a_checkpoint_of_other_classes_is_not_evaluated(tmp_path: Path, trained: tuple[dict[str, Any], nn.Module]):
-    changes, _ = trained
+def test_a_checkpoint_of_other_classes_is_not_evaluated(tmp_path: Path, changes: dict[str, Any]):
     changes["decoder_head"], changes["datasets"] = {"num_classes": 4}, {}
     with pytest.raises(ExperimentError, match="it has 3 classes, expected 4"):
         evaluate_checkpoint(None, tiny_config(tmp_path, **changes))
     assert not (tmp_path / "evaluation" / "results.json").exists()
+
+
+def test_the_folder_of_a_training_is_not_for_its_evaluation(tmp_path: Path, changes: dict[str, Any]):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "checkpoint_final.pth").write_bytes((tmp_path / "trained.pth").read_bytes())
+    (folder / "results.json").write_text("{}")
+    (folder / "config.yaml").write_text(yaml.safe_dump(values_of(tiny_config(tmp_path))))
+    with pytest.raises(ExperimentError, match="eval_only"):
+        evaluate_checkpoint(None, tiny_config(tmp_path, **{**changes, "output_dir": str(folder)}))
+    assert (folder / "results.json").read_text() == "{}"

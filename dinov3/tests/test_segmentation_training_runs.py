@@ -96,8 +96,8 @@ def killed_between_checkpoints(values: Values, number: int) -> None:
         run(values)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_training_that_is_started_again(tmp_path: Path, kind: str):
+def test_a_killed_training_that_is_started_again(tmp_path: Path):
+    kind = "m2f"  # has random numbers of all sorts
     whole, parts = (values_of_run(tmp_path, name, kind) for name in ("whole", "parts"))
     folder = Path(parts["output_dir"])
     assert started([(killed_while_writing, (parts, 4))]) == [-signal.SIGKILL]
@@ -109,8 +109,9 @@ def test_a_killed_training_that_is_started_again(tmp_path: Path, kind: str):
     assert lines(parts, "losses") == lines(whole, "losses") and len(lines(parts, "losses")) == 6
     assert lines(parts, "metrics") == lines(whole, "metrics")
     assert [row["step"] for row in lines(parts, "metrics")] == [3, 6]
+    weights = final_weights(parts)
     for name, value in final_weights(whole).items():
-        assert torch.equal(final_weights(parts)[name], value), name
+        assert torch.equal(weights[name], value), name
     assert found["metrics"] == expected["metrics"] == lines(whole, "metrics")[-1]["metrics"]
     assert not any(folder.glob("*.tmp"))
     with mock.patch.object(*TRAIN_STEPS[kind], side_effect=AssertionError):
@@ -167,7 +168,7 @@ def run_as_rank(rank: int, port: int, all_values: list[Values]) -> None:
 
 def test_two_processes_are_one_with_the_double_batch(tmp_path: Path):
     def values_for(name: str, **sizes: int) -> list[Values]:
-        changes = {"decoder_head": {"dropout": 0.0}, "scheduler": {"total_iter": 4}, "eval": {"eval_interval": 2}}
+        changes = {"decoder_head": {"dropout": 0.0}, "scheduler": {"total_iter": 3}, "eval": {"eval_interval": 3}}
         return [values_of_run(tmp_path / kind, name, kind, **changes, **sizes) for kind in KINDS]
 
     alone, shared = values_for("alone", bs=4, n_gpus=1), values_for("shared", bs=2, n_gpus=2)

@@ -1,5 +1,6 @@
 """Loading the weights of segmentors: ours, the reference's, and files that do not fit."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ from test_segmentors import segmentor, vit
 from torch import Tensor, nn
 
 from dinov3.errors import ExperimentError
-from dinov3.eval.segmentation.models import FeatureDecoder
+from dinov3.eval.segmentation.models import FeatureDecoder, build_segmentation_decoder
 from dinov3.eval.segmentation.segmentor_checkpoint import load_segmentor
+from dinov3.hub.backbones import create_model
 from dinov3.models.lora import add_lora
 
 State = dict[str, Tensor]
@@ -121,6 +123,17 @@ def test_a_whole_segmentor_in_the_references_names(decoder_type: str, tmp_path: 
     assert not differing(model, source.state_dict())
 
 
+def test_names_and_shapes_of_the_published_segmentor(golden: Path, tmp_path: Path):
+    """DINOv3's ViT-7B with Mask2Former, of which a file of the head is published; tensors without memory."""
+    table = json.loads((golden / "state_keys" / "segmentor_m2f_vit7b16.json").read_text())["state"]
+    state = {name: torch.empty(shape, device="meta") for name, (shape, _) in table.items()}
+    with torch.device("meta"):
+        backbone = create_model("dinov3_vit7b16", pretrained=False)
+    model = build_segmentation_decoder(backbone, decoder_type="m2f")
+    assert "1089 tensors" in load_segmentor(model, saved(state, tmp_path))
+    assert "479 tensors; the ViT stays as it is" in load_segmentor(model, saved(head_of(state), tmp_path))
+
+
 @pytest.mark.parametrize("decoder_type", ["linear", "m2f"])
 def test_another_number_of_classes(decoder_type: str, tmp_path: Path):
     source, model = trained(decoder_type), segmentor(decoder_type, num_classes=5)
@@ -169,34 +182,46 @@ def test_heads_and_adapters_without_the_vit(tmp_path: Path):
     assert "1 missing tensor: " in refusal(model, tmp_path / "incomplete.pth")
 
 
-def test_files_that_do_not_fit(tmp_path: Path):
-    path = tmp_path / "x.pth"
-    whole = trained().state_dict()
+@pytest.fixture(scope="module")
+def whole() -> State:
+    """The state of a Mask2Former."""
+    return trained().state_dict()
 
-    def saved(state: object) -> Path:
-        torch.save(state, path)
-        return path
 
-    message = refusal(segmentor("linear"), saved(whole))
-    assert "type m2f, expected linear (decoder_head.type)" in message
-    assert "type linear, expected m2f" in refusal(segmentor(), saved(trained("linear").state_dict()))
-    assert "it holds no decoder" in refusal(segmentor(), saved(vit().to_reference_state_dict()))
-    assert "1 missing tensor: segmentation_model.0.level_embed" in refusal(
-        segmentor(), saved({name: value for name, value in whole.items() if name != "segmentation_model.0.level_embed"})
-    )
-    assert "1 unknown tensor: segmentation_model.1.more" in refusal(
-        segmentor(), saved({**whole, "segmentation_model.1.more": torch.zeros(2)})
-    )
-    message = refusal(segmentor(hidden_dim=64), saved(whole))
-    assert re.search(
-        r"\d+ other shapes, such as segmentation_model\.1\.\S+ is \(.*\) in the file, \(.*\) in the", message
-    )
-    assert "query_feat.weight is (7, 32) in the file, (9, 32)" in refusal(segmentor(num_queries=9), saved(whole))
-    # a ViT in part: of another depth
+def saved(state: object, folder: Path) -> Path:
+    torch.save(state, folder / "x.pth")
+    return folder / "x.pth"
+
+
+def test_files_of_another_decoder_or_of_none(whole: State, tmp_path: Path):
+    expected = "type m2f, expected linear (decoder_head.type)"
+    assert expected in refusal(segmentor("linear"), saved(whole, tmp_path))
+    model = segmentor()
+    assert "type linear, expected m2f" in refusal(model, saved(trained("linear").state_dict(), tmp_path))
+    assert "it holds no decoder" in refusal(model, saved(vit().to_reference_state_dict(), tmp_path))
+
+
+def test_files_with_tensors_too_few_or_too_many(whole: State, tmp_path: Path):
+    model = segmentor()
+    few = {name: value for name, value in whole.items() if name != "segmentation_model.0.level_embed"}
+    assert "1 missing tensor: segmentation_model.0.level_embed" in refusal(model, saved(few, tmp_path))
+    many = {**whole, "segmentation_model.1.more": torch.zeros(2)}
+    assert "1 unknown tensor: segmentation_model.1.more" in refusal(model, saved(many, tmp_path))
     shallow = {name: value for name, value in whole.items() if ".blocks.3." not in name}
-    assert "missing tensors, such as segmentation_model.0.backbone.blocks.3" in refusal(segmentor(), saved(shallow))
-    message = refusal(segmentor(backbone=vit(qkv_bias=False)), saved(_in_reference_names(trained())))
-    assert "query bias" in message
+    expected = "missing tensors, such as segmentation_model.0.backbone.blocks.3"
+    assert expected in refusal(model, saved(shallow, tmp_path))
+
+
+def test_files_of_another_size(whole: State, tmp_path: Path):
+    path = saved(whole, tmp_path)
+    message = refusal(segmentor(hidden_dim=64), path)
+    assert re.search(r"\d+ other shapes, such as segmentation_model\.1\.\S+ is \(.*\) in the file, \(", message)
+    assert "query_feat.weight is (7, 32) in the file, (9, 32)" in refusal(segmentor(num_queries=9), path)
+
+
+def test_a_query_bias_is_not_dropped(tmp_path: Path):
+    model = segmentor(backbone=vit(qkv_bias=False))
+    assert "query bias" in refusal(model, saved(_in_reference_names(trained()), tmp_path))
 
 
 def _in_reference_names(model: FeatureDecoder) -> State:

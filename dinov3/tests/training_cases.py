@@ -74,6 +74,7 @@ class Cases(torch.utils.data.Dataset):
     def __init__(self, kind: str, number: int = 8) -> None:
         generator = torch.Generator().manual_seed(0)
         labels = torch.randint(CLASSES, (number, 4, 4), generator=generator)
+        labels[::2].clamp_(max=1)  # so that processes have different numbers of masks
         self.labels = labels.repeat_interleave(SIDE // 4, 1).repeat_interleave(SIDE // 4, 2)
         noise = torch.rand(number, 3, SIDE, SIDE, generator=generator)
         self.images = noise + nn.functional.one_hot(self.labels, CLASSES).movedim(-1, 1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunetv2.experiment.control_groups import memory_limit
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import EXPERIMENT_KEY
 from nnunetv2.model.parameter_counts import count_parameters
@@ -33,7 +34,7 @@ class Machine:
 
 
 def describe_machine(device: torch.device, num_gpus: int) -> Machine | None:
-    """Return the memory of the device that a training will use: all of it, whatever is in use now.
+    """Return the memory of the device that a training will use: all of it that it may use, whatever is in use now.
 
     Args:
         device: where to train.
@@ -45,10 +46,14 @@ def describe_machine(device: torch.device, num_gpus: int) -> Machine | None:
     if device.type == "cuda":
         smallest = min(torch.cuda.get_device_properties(i).total_memory for i in range(num_gpus))
         return Machine(smallest, "the GPU has", num_gpus)
+    limit = memory_limit()
     try:
-        return Machine(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine has")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows, and what does not know the names
         return None
+    if limit is not None and limit < memory:
+        return Machine(limit, "this process may use")
+    return Machine(memory, "this machine has")
 
 
 def check_memory(configuration: dict[str, Any], network: nn.Module, num_classes: int, machine: Machine) -> None:

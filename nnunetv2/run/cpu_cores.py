@@ -3,8 +3,10 @@
 Nothing heavy is loaded: the variables must be set before torch is.
 """
 
+import math
 import os
 
+from nnunetv2.experiment.control_groups import cpu_limit
 from nnunetv2.experiment.errors import ExperimentError
 
 MAX_AUGMENTATION_PROCESSES = 12  # nnU-Net's own number
@@ -15,10 +17,10 @@ LEAST_COUNTS = {"nnUNet_n_proc_DA": 0, "nnUNet_def_n_proc": 1}
 
 
 def usable_cores() -> int:
-    """Number of the cores that this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Number of the cores that this process may use, which can be fewer than the machine has; a part counts as one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = cpu_limit()
+    return cores if limit is None else min(cores, math.ceil(limit))
 
 
 def split_cores(cores: int) -> tuple[int, int]:

@@ -67,6 +67,8 @@ def evaluate_checkpoint(backbone: nn.Module | None, config: SegmentationConfig) 
         if evaluation.examples:
             draw_examples(evaluation.examples, folder / PREDICTIONS, class_names, len(class_names), IGNORE_INDEX)
     accelerator.wait_for_everyone()
+    figures = ", ".join(f"{name} {evaluation.metrics[name]:.4f}" for name in ("mIoU", "mDice", "aAcc"))
+    logger.info("%s of %d images; all results are in %s", figures, evaluation.num_images, folder)
     return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
 
 
@@ -119,7 +121,7 @@ def evaluate_segmentation_model(
     examples = []
     with accelerator.split_between_processes(chosen) as share, evaluation_mode(model):
         loader = _loader(dataset, share, config, accelerator.device)
-        hidden = not accelerator.is_main_process
+        hidden = None if accelerator.is_main_process else True  # None: where there is no terminal
         for index, (views, labels) in zip(share, tqdm(loader, "evaluating", leave=False, disable=hidden), strict=True):
             pair = dataset.pairs[index]
             _check(labels, pair.labels, config)

@@ -87,7 +87,8 @@ def _distinct(number: int) -> np.ndarray:
 def _draw_row(row: Sequence[Axes], example: Example, colours: np.ndarray, ignore_index: int) -> None:
     ignored = example.labels == ignore_index
     wrong = (example.labels != example.prediction) & ~ignored
-    errors = np.repeat(example.image.mean(-1, keepdims=True) / 255, 3, axis=-1) * 0.6
+    grey = example.image.mean(-1, keepdims=True)
+    errors = np.repeat(0.6 * grey / max(1.0, grey.max()), 3, axis=-1)  # also dark images can be seen
     errors[ignored], errors[wrong] = GREY, YELLOW
     labels = colours[np.where(ignored, 0, example.labels)]
     labels[ignored] = GREY

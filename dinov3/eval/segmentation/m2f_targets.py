@@ -39,7 +39,34 @@ def semantic_to_m2f_targets(semantic_mask: Tensor, ignore_label: int | None = 25
     if semantic_mask.ndim == 4 and semantic_mask.shape[1] > 1:
         return regions_to_m2f_targets(semantic_mask, ignore_label is not None)
     images = semantic_mask if semantic_mask.ndim == 3 else semantic_mask[:, 0]
-    return [_label_target(image, ignore_label) for image in images]
+    return [_in_float(label_target(image, ignore_label)) for image in images]
+
+
+def label_target(labels: Tensor, ignore_label: int | None = 255) -> Target:
+    """Turn the labels of one image into a mask per class.
+
+    Args:
+        labels: (H, W), whole numbers.
+        ignore_label: see `semantic_to_m2f_targets`.
+
+    Returns:
+        See `semantic_to_m2f_targets`, but with masks that are bool: a quarter of the memory.
+    """
+    present = _values_of(labels)
+    classes = present if ignore_label is None else present[present != ignore_label]
+    target = {"masks": labels == classes.to(labels.dtype).view(-1, 1, 1), "labels": classes}
+    return target if len(classes) == len(present) else {**target, "valid": labels != ignore_label}
+
+
+def _values_of(labels: Tensor) -> Tensor:
+    low, high = (int(end) for end in labels.aminmax())
+    if high - low > labels.numel():  # too large to be counted
+        return labels.unique().to(torch.int64)
+    return (labels - low).flatten().bincount().nonzero().flatten() + low  # unique() sorts all pixels
+
+
+def _in_float(target: Target) -> Target:
+    return {**target, "masks": target["masks"].to(torch.float32)}
 
 
 def regions_to_m2f_targets(regions: Tensor, last_is_ignored: bool = False) -> list[dict[str, Tensor]]:
@@ -58,14 +85,6 @@ def regions_to_m2f_targets(regions: Tensor, last_is_ignored: bool = False) -> li
     if regions.ndim != 4:
         raise ValueError(f"expected regions (B, channels, H, W), got {tuple(regions.shape)}")
     return [_region_target(image != 0, last_is_ignored) for image in regions]
-
-
-def _label_target(image: Tensor, ignore_label: int | None) -> dict[str, Tensor]:
-    labels = image.unique()
-    if ignore_label is not None:
-        labels = labels[labels != ignore_label]
-    target = {"masks": (image == labels.view(-1, 1, 1)).to(torch.float32), "labels": labels}
-    return target if ignore_label is None else _with_valid(target, image != ignore_label)
 
 
 def _region_target(regions: Tensor, last_is_ignored: bool) -> dict[str, Tensor]:

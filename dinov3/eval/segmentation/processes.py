@@ -1,11 +1,11 @@
 """The device, the precision, the processes and the random numbers of a training."""
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 
+from dinov3.data.sampling import derived_seed
 from dinov3.errors import ExperimentError, in_one_line
 from dinov3.eval.segmentation.config import ModelDtype, SegmentationConfig
 
@@ -57,4 +57,4 @@ def seed_by(seed: int, *place: int) -> None:
 
     Dropout and sampled points then depend on nothing that a checkpoint would have to hold.
     """
-    torch.manual_seed(int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0]))
+    torch.manual_seed(derived_seed(seed, *place))

@@ -88,8 +88,9 @@ class RandomCropWithClassLimit(v2.Transform):
         return {"top": top, "left": left, "height": height, "width": width}
 
     def _is_mixed(self, labels: Tensor) -> bool:
-        counts = labels[labels != self.ignore_index].bincount()
-        return len(counts) > 0 and int(counts.max()) <= self.max_share * int(counts.sum())
+        counts = labels.flatten().bincount(minlength=self.ignore_index + 1)
+        counts[self.ignore_index] = 0
+        return 0 < int(counts.max()) <= self.max_share * int(counts.sum())
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Crop."""

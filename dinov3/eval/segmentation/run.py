@@ -61,8 +61,8 @@ def run_segmentation_with_dinov3(backbone: "nn.Module | None", config: Segmentat
 
     Args:
         backbone: the ViT; None: the one that `config.model` names.
-        config: a checked configuration (see `read_config`). It decides between `train_segmentation`
-            (`decoder_head.type: linear`), `train_m2f_segmentation` (`m2f`) and, with `eval_only`, `evaluate_checkpoint`.
+        config: a checked configuration (see `read_config`). It decides between `evaluate_checkpoint` (`eval_only`),
+            `train_segmentation` (`decoder_head.type: linear`) and `train_m2f_segmentation` (`m2f`).
 
     Returns:
         What `results.json` in `config.output_dir` holds.

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from dinov3.data.checks import check_pairs
 from dinov3.data.dataset import SegmentationDataset
 from dinov3.data.loaders import find_pairs, make_eval_dataset, make_train_dataset, train_loader
 from dinov3.eval.segmentation.checkpoints import FINAL, Checkpoints
@@ -93,7 +94,18 @@ def _data(
     """Find and check the images of training and validation."""
     checked = []
     for title, pairs in zip(("training", "validation"), find_pairs(config.datasets, config.seed), strict=True):
-        checked.append(pairs)
+        with accelerator.main_process_first():  # the others then know which files are good
+            checked.append(
+                check_pairs(
+                    pairs,
+                    config.decoder_head.num_classes,
+                    config.eval.reduce_zero_label,
+                    config.datasets,
+                    config.num_workers,
+                    title,
+                    folder / "checked_files.json",
+                )
+            )
         logger.info("%d images of %s", len(checked[-1]), title)
     return make_train_dataset(checked[0], config), make_eval_dataset(checked[1], config)
 

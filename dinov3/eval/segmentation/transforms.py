@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from dinov3.eval.segmentation.m2f_targets import Target, semantic_to_m2f_targets
+from dinov3.eval.segmentation.m2f_targets import Target, label_target
 from dinov3.eval.segmentation.resizing import PadToSize, RandomCropWithClassLimit, RandomResize, ResizedViews
 
 IGNORE_INDEX = 255
@@ -188,9 +188,8 @@ class SemanticToM2FTargets(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, image: Any, labels: Tensor) -> tuple[Any, Target]:
-        """Convert the labels as `semantic_to_m2f_targets` does; the masks are bool, a quarter of the memory."""
-        target = semantic_to_m2f_targets(labels.as_subclass(Tensor), self.ignore_index)
-        return image, {**target, "masks": target["masks"].bool()}
+        """Convert the labels as `label_target` does."""
+        return image, label_target(labels.as_subclass(Tensor), self.ignore_index)
 
 
 def collate_segmentation(samples: Sequence[tuple[Any, Any]]) -> tuple[Tensor | list[Tensor], Tensor | list[Target]]:

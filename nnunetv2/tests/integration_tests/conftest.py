@@ -40,10 +40,25 @@ train:
   save_every: 1
   seed: 3
 """
+TINY_M2F_CONFIG = """
+trainer: nnUNetTrainer_m2f
+model: {backbone_size: tiny, pretrained: false, hidden_dim: 32, num_queries: 8}
+lora: {enabled: false}
+m2f_train: {num_points: 256}
+train:
+  initial_lr: 0.001
+  num_epochs: 2
+  num_iterations_per_epoch: 3
+  num_val_iterations_per_epoch: 1
+  batch_size: 2
+  patch_size: [64, 64]
+  save_every: 1
+  seed: 3
+"""
 
 
 # What trains before the tests that take it: these run in one worker, so that nothing is trained twice.
-TRAINING_FIXTURES = ("trained", "drawn")
+TRAINING_FIXTURES = ("trained", "trained_m2f")
 # Run first, so that no worker is left with a long one at the end when the other has nothing more to do.
 LONGEST_FIRST = ("test_overfit", "test_real_data", "test_main_job", "test_m2f_trainer", "test_draw_queries")
 
@@ -113,6 +128,11 @@ class Workplace:
         """Run a command as a process of its own; return what it prints."""
         return succeeded(self.attempt_process(command, *arguments, **variables))
 
+    def predict(self, images: Path, output: Path, *arguments: object) -> None:
+        """Call the stock command for fold 0 on the CPU, without a process for reading or writing images."""
+        options = ("-c", "2d", "-f", 0, "-device", "cpu", "-npp", 0, "-nps", 0)
+        self.run("nnUNetv2_predict", "-i", images, "-o", output, *options, *arguments)
+
     def kill_once_there_is(self, file: Path, command: str, *arguments: object) -> None:
         """Run a command, and kill it and its processes as soon as a file is there."""
         output = self.root / "killed.log"
@@ -164,6 +184,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     make_dataset(place.raw, num_train=5, num_test=2, size=80)
     place.plan(DATASET_ID)
     (place.root / "tiny.yaml").write_text(TINY_CONFIG)
+    (place.root / "m2f_tiny.yaml").write_text(TINY_M2F_CONFIG)
     without_options = [line for line in TINY_CONFIG.splitlines() if "decoder:" not in line]
     (place.root / "any_decoder.yaml").write_text("\n".join(without_options))
     return place
@@ -184,9 +205,18 @@ def dataset_folder(workplace: Workplace) -> Path:
 def trained(workplace: Workplace) -> Workplace:
     """Two trained experiments, `one` (full fine-tuning) and `two` (LoRA), with saved validation probabilities."""
     train = ("nnUNetv2_train_vit", DATASET_ID, "2d", 0, "--config", workplace.root / "tiny.yaml", "-device", "cpu")
-    workplace.run_process(*train, "--name", "one", "--npz")
+    workplace.run(*train, "--name", "one", "--npz")
     workplace.run(*train, "--name", "two", "--npz", "lora.enabled=true", "train.seed=4")
     return workplace
+
+
+@pytest.fixture(scope="session")
+def trained_m2f(workplace: Workplace) -> Workplace:
+    """A Mask2Former, `m2f_tiny`, trained until it finds something."""
+    place = workplace.with_results("results_m2f")
+    train = ("nnUNetv2_train_m2f", DATASET_ID, "2d", 0, "--m2f_config", place.root / "m2f_tiny.yaml", "-device", "cpu")
+    place.run(*train, "train.num_epochs=3", "train.num_iterations_per_epoch=15", "train.schedule=poly")
+    return place
 
 
 @pytest.fixture

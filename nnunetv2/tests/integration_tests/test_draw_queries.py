@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_real_data import M2F, TINY
 
 from nnunetv2.run.draw_queries import run_draw_entry
 from nnunetv2.run.image_slice import Slice, read_slice
@@ -29,30 +28,14 @@ COMMAND, TRAINER = "nnUNetv2_m2f_draw", "nnUNetTrainer_m2f"
 Refusal = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
-def drawn(workplace):
-    """A Mask2Former on the drawn data set, trained until it finds something."""
-    place = workplace.with_results("m2f_draw")
-    train = ("nnUNetv2_train_vit", "900", "2d", 0, "--config", "m2f_test_dinov3", "--name", "drawn", "-device", "cpu")
-    small = (*TINY, *M2F, "model.freeze_backbone=false", "train.patch_size=[64,64]", "train.batch_size=2")
-    enough = (
-        "train.num_epochs=3",
-        "train.num_iterations_per_epoch=15",
-        "train.initial_lr=0.001",
-        "train.schedule=poly",
-    )
-    place.run(*train, *small, *enough, "train.schedule=poly", "train.seed=3")
-    return place
+@pytest.fixture
+def model(trained_m2f) -> Path:
+    return trained_m2f.results / "Dataset900_DemoFundus" / f"{TRAINER}__nnUNetPlans_m2f_tiny__2d"
 
 
 @pytest.fixture
-def model(drawn) -> Path:
-    return drawn.results / "Dataset900_DemoFundus" / f"{TRAINER}__nnUNetPlans_drawn__2d"
-
-
-@pytest.fixture
-def image(drawn) -> Path:
-    return sorted((drawn.raw / "Dataset900_DemoFundus" / "imagesTr").iterdir())[0]
+def image(trained_m2f) -> Path:
+    return sorted((trained_m2f.raw / "Dataset900_DemoFundus" / "imagesTr").iterdir())[0]
 
 
 @pytest.fixture
@@ -72,9 +55,11 @@ def refusal(model: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     return run
 
 
-def test_a_picture_has_a_panel_for_each_query_and_one_for_the_truth(drawn, model: Path, image: Path, tmp_path: Path):
+def test_a_picture_has_a_panel_for_each_query_and_one_for_the_truth(
+    trained_m2f, model: Path, image: Path, tmp_path: Path
+):
     def width(name: str, *options: object) -> int:
-        drawn.run(COMMAND, "-m", model, "-f", 0, "-i", image, "-o", tmp_path / name, *options)
+        trained_m2f.run(COMMAND, "-m", model, "-f", 0, "-i", image, "-o", tmp_path / name, *options)
         return matplotlib.image.imread(tmp_path / name).shape[1]
 
     truth = image.parents[1] / "labelsTr" / image.name.replace("_0000", "")
@@ -83,11 +68,11 @@ def test_a_picture_has_a_panel_for_each_query_and_one_for_the_truth(drawn, model
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3.png", "4.png"]
 
 
-def test_the_prediction_is_that_of_the_stock_command(drawn, model: Path, image: Path, tmp_path: Path):
+def test_the_prediction_is_that_of_the_stock_command(trained_m2f, model: Path, image: Path, tmp_path: Path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / image.name).symlink_to(image)
-    trained = ("-d", 900, "-c", "2d", "-f", 0, "-tr", TRAINER, "-p", "nnUNetPlans_drawn", "-device", "cpu")
-    drawn.run("nnUNetv2_predict", "-i", tmp_path / "images", "-o", tmp_path / "predicted", *trained)
+    trained = ("-d", 900, "-tr", TRAINER, "-p", "nnUNetPlans_m2f_tiny")
+    trained_m2f.predict(tmp_path / "images", tmp_path / "predicted", *trained)
     (file,) = (tmp_path / "predicted").glob("*.png")
     predictor = load_model(model, "0", "checkpoint_final.pth", "cpu")
     sliced = read_slice(predictor, [image], None, None)
@@ -121,8 +106,8 @@ def test_panels_show_labels_regions_and_what_is_ignored():
     assert len(list(tiles(Slice("case", image, None), labels, predicted, []))) == 2
 
 
-def test_wrong_arguments(refusal: Refusal, drawn, tmp_path: Path):
-    assert "is not the folder of a trained model: it has no plans.json" in refusal(m=drawn.root)
+def test_wrong_arguments(refusal: Refusal, trained_m2f, tmp_path: Path):
+    assert "is not the folder of a trained model: it has no plans.json" in refusal(m=trained_m2f.root)
     assert "there is no fold 3 in" in refusal(f=3) and refusal(f=3).endswith("found: 0")
     told = refusal("-chk", "checkpoint_other.pth")
     assert "there is no checkpoint_other.pth" in told and "checkpoint_best.pth, checkpoint_final.pth" in told

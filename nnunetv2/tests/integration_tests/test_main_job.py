@@ -13,12 +13,13 @@ from dinov3.weights.reading import read_checkpoint
 
 ID = "900"
 DATASET = "Dataset900_DemoFundus"
-MODEL = "-d", ID, "-c", "2d", "-f", "0", "-tr", "nnUNetTrainer_vit", "-device", "cpu", "-npp", "1", "-nps", "1", "-p"
+MODEL = "-d", ID, "-tr", "nnUNetTrainer_vit", "-p"
+PROCESSES = "-npp", 1, "-nps", 1
 
 
 def predict(place, output: str, plans: str, *options: object) -> Path:
     folder = place.root / output
-    place.run("nnUNetv2_predict", "-i", place.raw / DATASET / "imagesTs", "-o", folder, *MODEL, plans, *options)
+    place.predict(place.raw / DATASET / "imagesTs", folder, *MODEL, plans, *options)
     return folder
 
 
@@ -28,12 +29,7 @@ def segmentations(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def predicted(trained) -> Path:
-    folder = trained.root / "predicted_one"
-    images = trained.raw / DATASET / "imagesTs"
-    trained.run_process(
-        "nnUNetv2_predict", "-i", images, "-o", folder, *MODEL, "nnUNetPlans_one", "--save_probabilities"
-    )
-    return folder
+    return predict(trained, "predicted_one", "nnUNetPlans_one", "--save_probabilities", *PROCESSES)
 
 
 def test_results_hold_everything(trained):
@@ -79,7 +75,7 @@ def test_from_the_model_folder_the_same(trained, predicted: Path):
     model = trained.results / DATASET / "nnUNetTrainer_vit__nnUNetPlans_one__2d"
     output = trained.root / "from_folder"
     images = trained.raw / DATASET / "imagesTs"
-    arguments = ("-i", images, "-o", output, "-m", model, "-f", "0", "-device", "cpu", "-npp", 1, "-nps", 1)
+    arguments = ("-i", images, "-o", output, "-m", model, "-f", "0", "-device", "cpu", *PROCESSES)
     trained.run("nnUNetv2_predict_from_modelfolder", *arguments)
     assert segmentations(output) == segmentations(predicted)
 

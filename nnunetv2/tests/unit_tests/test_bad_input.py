@@ -13,6 +13,7 @@ import torch
 from example_plans import DATASET_JSON, PLANS
 
 from dinov3.hub.families import repository_without_timm
+from nnunetv2.experiment import memory
 from nnunetv2.experiment.decoder_options import complete_options
 from nnunetv2.experiment.derive import build_on_meta, derive_plans
 from nnunetv2.experiment.errors import ExperimentError
@@ -224,6 +225,12 @@ def test_two_values_are_enough_for_batch_norm(changes: dict):
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take no notice of a limit that these tests may run under."""
+    monkeypatch.setattr(memory, "memory_limit", lambda: None)
+
+
 def derive(train: dict, machine: Machine = PLENTY, decoder: str = "linear", **changes: object) -> dict:
     model = {"backbone_size": "tiny", "pretrained": False, "model_path": f"nnunetv2.model.model_{decoder}", **changes}
     config = build(ViTnnUNetConfig, {"model": model, "train": train}, "test")
@@ -239,7 +246,7 @@ def derive(train: dict, machine: Machine = PLENTY, decoder: str = "linear", **ch
         ["model.decoder.hidden_size=1000000"],
     ],
 )
-def test_what_can_never_fit_is_told_before_it_is_built(refusal, overrides: list[str]):
+def test_what_can_never_fit_is_told_before_it_is_built(refusal, all_memory: None, overrides: list[str]):
     message = refusal("--config", "upernet", *TINY, *overrides)
     there = psutil.virtual_memory().total / 2**30
     assert "this training needs at least " in message and f"this machine has {there:,.1f} GiB" in message
@@ -370,7 +377,7 @@ def test_what_is_unknown_of_a_network_is_not_in_the_estimate(network: torch.nn.M
     assert least_batch_memory(configuration, network, 2) == 2 * 4 * (3 * 64 * 64 + logits + tokens)
 
 
-def test_the_memory_of_this_machine():
+def test_the_memory_of_this_machine(all_memory: None):
     machine = describe_machine(torch.device("cpu"), 1)
     assert machine.memory == pytest.approx(psutil.virtual_memory().total, rel=0.01) and machine.devices == 1
 
