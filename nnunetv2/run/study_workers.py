@@ -23,12 +23,12 @@ def local_workers(study: StudyConfig, number: int | None) -> list[dict[str, str]
     if number is not None and number < 1:
         raise ExperimentError(f"--workers must be at least 1, found {number}")
     if study.device != "cuda":
-        return [_without_users(cores_of(usable_cores() // (number or 1), study.device))] * (number or 1)
+        return [cores_of(usable_cores() // (number or 1), study.device)] * (number or 1)
     find_device(study.device, study.num_gpus)
     gpus, size = visible_gpus(), study.num_gpus
     groups = [gpus[i : i + size] for i in range(0, len(gpus) - size + 1, size)]
     number = number or len(groups)
-    cores = _without_users(cores_of(usable_cores() // number, study.device))
+    cores = cores_of(usable_cores() // number, study.device)
     return [{VISIBLE: ",".join(groups[i % len(groups)]), **cores} for i in range(number)]
 
 
@@ -42,20 +42,17 @@ def visible_gpus() -> list[str]:
 
 
 def cores_of(cores: int, device: str) -> dict[str, str]:
-    """Return the variables of a training that has some of a machine's cores.
+    """Return the variables of a training that has some of a machine's cores, but for those that the user has set.
 
     Args:
         cores: how many.
         device: on a GPU all of them augment, on the CPU they are shared as `nnUNetv2_train_vit` does it.
     """
     cores = max(1, cores)
-    threads, processes = split_cores(cores)
-    if device != "cpu":
-        return {"nnUNet_n_proc_DA": str(min(cores, MAX_AUGMENTATION_PROCESSES))}
-    export = str(min(cores, MAX_EXPORT_PROCESSES))
-    return {"OMP_NUM_THREADS": str(threads), "nnUNet_n_proc_DA": str(processes), "nnUNet_def_n_proc": export}
-
-
-def _without_users(variables: dict[str, str]) -> dict[str, str]:
-    """Leave out what the user has set."""
-    return {name: value for name, value in variables.items() if name not in os.environ}
+    if device == "cpu":
+        threads, processes = split_cores(cores)
+        counts = {"OMP_NUM_THREADS": threads, "nnUNet_def_n_proc": min(cores, MAX_EXPORT_PROCESSES)}
+    else:
+        counts, processes = {}, min(cores, MAX_AUGMENTATION_PROCESSES)
+    counts["nnUNet_n_proc_DA"] = processes
+    return {name: str(count) for name, count in counts.items() if name not in os.environ}
