@@ -13,7 +13,7 @@ from nnunetv2.study.report.analysis import Analysis
 from nnunetv2.study.report.case_table import measure_all
 from nnunetv2.study.report.costs import cost_table, run_table
 from nnunetv2.study.report.data import data_of
-from nnunetv2.study.report.draw import draw_all
+from nnunetv2.study.report.draw import Drawn, draw_all
 from nnunetv2.study.report.figures.style import drawing_style
 from nnunetv2.study.report.methods import methods, warnings
 from nnunetv2.study.report.metrics import BY_KEY
@@ -53,8 +53,7 @@ def write_report(comparison: Comparison, output: Path, processes: int | None = N
         drawn = []
         with drawing_style():
             for figure in draw_all(analysis, data, costs):
-                for kind in ("png", "pdf"):
-                    figure.figure.savefig(folder / "figures" / f"{figure.name}.{kind}", dpi=DPI)
+                _save(figure, folder / "figures")
                 drawn.append(figure)
         definitions = [
             (BY_KEY[key].label, BY_KEY[key].definition.format(unit=data.unit, tolerance=data.nsd_tolerance))
@@ -121,6 +120,12 @@ def _complete_folder(output: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _save(drawn: Drawn, folder: Path) -> None:
+    drawn.figure.savefig(folder / f"{drawn.name}.png", dpi=DPI)
+    drawn.figure.set_layout_engine("none")  # the layout of the first stays, and takes most of the time
+    drawn.figure.savefig(folder / f"{drawn.name}.pdf", dpi=DPI)
 
 
 def _write_frames(analysis: Analysis, folder: Path) -> None:
