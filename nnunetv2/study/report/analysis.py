@@ -10,7 +10,14 @@ from nnunetv2.experiment.plans import read_json
 from nnunetv2.study.members import Comparison
 from nnunetv2.study.report.case_table import CaseTable
 from nnunetv2.study.report.metrics import BY_KEY, MEAN_OF_CLASSES, METRICS
-from nnunetv2.study.statistics import mean_interval, paired_differences, probability_of_being_best
+from nnunetv2.study.statistics import (
+    Ranks,
+    critical_difference,
+    mean_interval,
+    paired_differences,
+    probability_of_being_best,
+    spread,
+)
 
 MAIN_METRIC = "dice"
 
@@ -142,13 +149,29 @@ class Analysis:
         baseline = self.comparison.baseline
         rows = {}
         for row in self.differences_of(name, metric).itertuples():
-            if baseline == row.first:
-                rows[row.second] = (row.difference, row.low, row.high, row.p_holm, row.n)
-            elif baseline == row.second:
-                rows[row.first] = (-row.difference, -row.high, -row.low, row.p_holm, row.n)
+            if baseline == row.second:
+                rows[row.first] = (row.difference, row.low, row.high, row.p_holm, row.n)
+            elif baseline == row.first:
+                rows[row.second] = (-row.difference, -row.high, -row.low, row.p_holm, row.n)
         columns = ["difference", "low", "high", "p_holm", "n"]
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
         return frame.reindex([experiment for experiment in self.experiments if experiment != baseline])
+
+    def ranks(self, name: str) -> Ranks | None:
+        """Return the mean ranks by Dice; None for fewer than three experiments or cases."""
+        values = self.values(name).dropna()
+        return critical_difference(values) if min(values.shape) > 2 else None
+
+    @cached_property
+    def spreads(self) -> pd.DataFrame:
+        """Per experiment and class the standard deviation of the mean Dice over the seeds and over the folds."""
+        rows = []
+        for name in self.classes:
+            of_class = self.of_size(self.sizes[-1])
+            of_class = of_class[of_class["class"] == name].rename(columns={MAIN_METRIC: "value"})
+            for experiment in self.experiments:
+                rows.append((name, experiment, *spread(of_class[of_class["experiment"] == experiment])))
+        return pd.DataFrame(rows, columns=["class", "experiment", "seeds", "folds"])
 
     def best(self, name: str, metric: str = MAIN_METRIC) -> pd.Series:
         """Return the probability of being the best experiment."""

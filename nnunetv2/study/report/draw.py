@@ -15,6 +15,7 @@ from nnunetv2.study.report.figures.case_pictures import case_figure
 from nnunetv2.study.report.figures.cost import cost_figure
 from nnunetv2.study.report.figures.curves import data_size_figure, learning_figure
 from nnunetv2.study.report.figures.differences import differences_figure
+from nnunetv2.study.report.figures.ranks import rank_diagram
 from nnunetv2.study.report.figures.reliability import reliability_figure
 from nnunetv2.study.report.learning_curves import learning_curve
 from nnunetv2.study.report.metrics import BY_KEY
@@ -82,7 +83,15 @@ def _differences(analysis: Analysis) -> Drawn:
 
 
 def _ranks(analysis: Analysis) -> Iterator[Drawn]:
-    return iter(())
+    name = analysis.classes[0]
+    ranks = analysis.ranks(name)
+    if ranks is not None:
+        caption = (
+            "Mean ranks by Dice over the cases; a bar joins experiments that do not differ significantly (Nemenyi's "
+            f"test at 0.05; Friedman's test that all are equal: p = {ranks.friedman_p:.2g})."
+        )
+        figure = rank_diagram(ranks.mean, ranks.equal, ranks.distance, f"Dice, {name}")
+        yield Drawn("ranks", "Critical-difference diagram", caption, figure)
 
 
 def _costs(analysis: Analysis, costs: pd.DataFrame) -> Iterator[Drawn]:

@@ -95,6 +95,21 @@ def pairs_table(analysis: Analysis) -> Table:
     return Table("pairs", "All pairs", note, header, rows)
 
 
+def spread_table(analysis: Analysis) -> Table:
+    """A row per class and experiment: how much the mean Dice differs between seeds, and between folds."""
+    rows = [
+        [Cell(name), Cell(experiment), number(seeds), number(folds)]
+        for name, experiment, seeds, folds in analysis.spreads.itertuples(index=False)
+    ]
+    note = (
+        "Standard deviation of the mean Dice over seeds (another training on the same cases) and over folds (other "
+        "cases and another training)."
+    )
+    return Table(
+        "spread", "Spread over seeds and folds", note, ["Class", "Experiment", "Over seeds", "Over folds"], rows
+    )
+
+
 def budget_table(runs: pd.DataFrame) -> Table:
     """A row per experiment: what its runs were allowed."""
     rows = []

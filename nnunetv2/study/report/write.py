@@ -18,7 +18,7 @@ from nnunetv2.study.report.figures.style import drawing_style
 from nnunetv2.study.report.methods import methods, warnings
 from nnunetv2.study.report.metrics import BY_KEY
 from nnunetv2.study.report.page import DPI, Content, write_page
-from nnunetv2.study.report.page_tables import budget_table, class_table, main_table, pairs_table
+from nnunetv2.study.report.page_tables import budget_table, class_table, main_table, pairs_table, spread_table
 from nnunetv2.study.report.selection import check_cases, comparable
 from nnunetv2.study.report.tables import to_latex
 
@@ -47,7 +47,7 @@ def write_report(comparison: Comparison, output: Path, processes: int | None = N
         _write_frames(analysis, folder)
         tables = [main_table(analysis, costs), class_table(analysis, data)]
         tables += [pairs_table(analysis)] if len(analysis.experiments) > 1 else []
-        tables.append(budget_table(runs))
+        tables += [spread_table(analysis), budget_table(runs)]
         (folder / "table.tex").write_text(to_latex(tables[0], f"tab:{comparison.name}"), encoding="utf-8")
         (folder / "figures").mkdir()
         drawn = []

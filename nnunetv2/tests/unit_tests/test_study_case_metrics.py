@@ -79,8 +79,9 @@ def test_volume() -> None:
     assert metrics["betti0_error"] == 0
 
 
+@pytest.mark.integration  # monai takes seconds to load
+@pytest.mark.filterwarnings("ignore::FutureWarning:monai")
 def test_surface_metrics_are_those_of_monai() -> None:
-    pytest.importorskip("monai", reason="monai is part of .[dev]")
     import torch
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
     from scipy.ndimage import gaussian_filter

@@ -1,6 +1,5 @@
 """Reports on simulated folds: what is measured, left out, refused, cached and written."""
 
-import json
 import os
 import re
 import shutil
@@ -276,25 +275,17 @@ def test_wrong_arguments_end_in_one_sentence(
     assert message in error and error.count("\n") == 1
 
 
-def test_report(simulation: Simulation, table: CaseTable) -> None:
-    output = simulation.root / "report"
-    experiments = ["unet=nnUNetPlans_unet", "upernet=nnUNetTrainer__nnUNetPlans_upernet__2d"]
-    run_compare_entry(["-d", "950", "-c", "2d", *experiments, "--tubular", "1", "-o", str(output)])
-    page, markdown = (output / "report.html").read_text(), (output / "report.md").read_text()
-    figures = {path.stem for path in (output / "figures").glob("*.png")}
-    assert {"boxes_dice", "differences", "cost", "learning_curves", "reliability", "cases_1", "cases_2"} <= figures
-    assert figures == {path.stem for path in (output / "figures").glob("*.pdf")}
-    assert page.count("data:image/png;base64,") == len(figures)
-    assert not re.search(r'(src|href)="(https?:)?//', page)
-    assert "With 4 cases no test can be significant" in page and "With 4 cases no test can be significant" in markdown
-    summary = pd.read_csv(output / "summary.csv")
-    cases = pd.read_csv(output / "cases.csv")
-    vein = cases[(cases["experiment"] == "upernet") & (cases["class"] == "vein")]
-    chosen = summary[
-        (summary["experiment"] == "upernet") & (summary["class"] == "vein") & (summary["metric"] == "dice")
+def test_compare_takes_plans_and_folders(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple] = []
+    monkeypatch.setattr("nnunetv2.study.report.write.write_report", lambda *arguments: written.append(arguments))
+    models = ["unet=nnUNetPlans_unet", "nnUNetTrainer__nnUNetPlans_upernet__2d"]
+    options = ["--baseline", "unet", "--tubular", "1"]
+    run_compare_entry(["-d", "950", "-c", "2d", *models, *options, "-o", str(simulation.root / "report")])
+    ((comparison, output, processes),) = written
+    assert output == simulation.root / "report" and processes is None
+    assert comparison.groups is None and comparison.tubular == [1] and comparison.baseline == "unet"
+    assert [(member.experiment, member.fold, member.folder) for member in comparison.members] == [
+        (name, str(fold), simulation.fold_folder(experiment, fold))
+        for name, experiment in (("unet", "unet"), ("nnUNetTrainer__nnUNetPlans_upernet__2d", "upernet"))
+        for fold in (0, 1)
     ]
-    assert chosen["mean"].item() == pytest.approx(vein["dice"].mean())
-    assert f"{vein['dice'].mean():.3f}" in markdown
-    assert r"\begin{tabular}" in (output / "table.tex").read_text()
-    assert json.loads((simulation.fold_folder("unet", 0) / FILE_NAME).read_text())["cases"]
-    assert [path.name for path in simulation.root.glob(".report*")] == []
