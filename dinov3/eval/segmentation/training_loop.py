@@ -69,6 +69,7 @@ class TrainingLoop:
         self.checkpoints = Checkpoints(folder, config.checkpoint.keep_last)
         self.step: int = 0
         self.best: dict[str, Any] | None = None
+        self.gradient_norm: Tensor | None = None
         self._resume()
         # the scheduler stays as it is: Accelerate would step it once for each process
         self.model, self.prepared_optimizer = accelerator.prepare(self.segmentor, self.optimizer)
@@ -100,6 +101,7 @@ class TrainingLoop:
                 if self._is_due(self.config.eval.eval_interval) and self.step not in self.log.evaluated:
                     evaluation = self._evaluate(evaluate)
                 if self.step == self.total:
+                    next(batches, None)  # Accelerate forgets a loader when its end is reached
                     return evaluation
                 self._train_step(batches)
                 if self._is_due(self.config.checkpoint.interval):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import platform
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from torch import nn
+from tqdm import tqdm
 
 from dinov3.eval.segmentation.config import SegmentationConfig, values_of
 
@@ -20,26 +22,36 @@ PACKAGES = ("nnunet-vit", "torch", "torchvision", "timm", "peft", "accelerate", 
 logger = logging.getLogger(__name__)
 
 
+class ConsoleHandler(logging.Handler):
+    """Prints between progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print to standard error."""
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 @contextlib.contextmanager
 def log_to_file(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Append to `training.log` what the package logs, on the main process."""
+    """Append what the package logs to `training.log`, and print it where nothing else does; the main process alone."""
     if not accelerator.is_main_process:
         yield
         return
-    package = logging.getLogger("dinov3")
-    handler, level = logging.FileHandler(folder / NAME), package.level
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package.addHandler(handler)
+    package, file = logging.getLogger("dinov3"), logging.FileHandler(folder / NAME)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handlers, level = [file, *([] if package.hasHandlers() else [ConsoleHandler()])], package.level
+    for handler in handlers:
+        package.addHandler(handler)
     package.setLevel(logging.INFO)
     try:
         yield
     except Exception as error:
-        logger.error("The training stopped: %s: %s", type(error).__name__, error)
+        file.handle(package.makeRecord(NAME, logging.ERROR, "", 0, "The training stopped: %r", (error,), None))
         raise
     finally:
-        package.removeHandler(handler)
+        for handler in handlers:
+            package.removeHandler(handler)
+            handler.close()
         package.setLevel(level)
-        handler.close()
 
 
 def log_configuration(config: SegmentationConfig, model: nn.Module, accelerator: Accelerator) -> None:
@@ -50,6 +62,6 @@ def log_configuration(config: SegmentationConfig, model: nn.Module, accelerator:
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     logger.info("Python %s, %s", platform.python_version(), versions)
-    logger.info("%d processes on %s (%s)", accelerator.num_processes, device.type, name)
-    logger.info("%d parameters, of which %d train", sum(parameter.numel() for parameter in parameters), trainable)
+    logger.info("Processes: %d, on %s (%s)", accelerator.num_processes, device.type, name)
+    logger.info("Parameters: %d, trainable: %d", sum(parameter.numel() for parameter in parameters), trainable)
     logger.info("Configuration:\n%s", yaml.safe_dump(values_of(config), sort_keys=False).rstrip())
