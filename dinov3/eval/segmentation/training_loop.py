@@ -1,5 +1,6 @@
 """The loop of all trainings: steps, checkpoints and evaluations."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +149,7 @@ class TrainingLoop:
         if self._compare_with_best(self.step, row) and self.accelerator.is_main_process:
             self.checkpoints.save_best(self._state())
         self.log.add_evaluation(self.step, row)  # last: it says that the evaluation is complete
+        gc.collect()  # the pictures hold their pixels in cycles: 20 MB for each evaluation
         return evaluation
 
     def _compare_with_best(self, step: int, row: dict[str, Any]) -> bool:
