@@ -37,7 +37,6 @@ def log_to_file(path: Path, accelerator: Accelerator) -> Iterator[None]:
         package.propagate = True
         package.removeHandler(handler)
         package.setLevel(level)
-        handler.close()
 
 
 def log_circumstances(model: nn.Module, accelerator: Accelerator) -> None:
