@@ -113,7 +113,7 @@ def test_unchanged_files_are_not_read_again(root: Path):
         image = root / "images/train/b.png"
         os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
         save(root / "labels/train/c.png", LABELS.repeat(2, axis=1))
-        with pytest.raises(ExperimentError, match=r"found 1 training image \(c: the image is 2 x 4"):
+        with pytest.raises(ExperimentError, match=r"cannot use 1 training image \(c: the image is 2 x 4"):
             check(root, memory=memory)
         assert read.call_count == 6
         check(root, memory=memory, on_error="skip", max_value=9.0)

@@ -47,5 +47,5 @@ def log_circumstances(model: nn.Module, accelerator: Accelerator) -> None:
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     logger.info("Python %s, %s", platform.python_version(), versions)
-    logger.info("%d processes on %s (%s)", accelerator.num_processes, device.type, name)
-    logger.info("%d parameters, of which %d train", sum(parameter.numel() for parameter in parameters), trainable)
+    logger.info("Processes: %d, on %s (%s)", accelerator.num_processes, device.type, name)
+    logger.info("Parameters: %d, trainable: %d", sum(parameter.numel() for parameter in parameters), trainable)
