@@ -73,7 +73,7 @@ def configure(args: argparse.Namespace, root: Path, head: str, workers: int) -> 
             "bs": args.batch,
             "n_gpus": 1,
             "num_workers": workers,
-            "model_dtype": args.precision,
+            "model_dtype": args.precision.upper(),
             "datasets": {"root": str(root)},
             "decoder_head": {"type": head, "num_classes": CLASSES, "backbone_out_layers": layers},
             "transforms": {
@@ -145,7 +145,7 @@ def step_rate(config: SegmentationConfig, device: torch.device, num_steps: int) 
     optimizer = torch.optim.AdamW(weights, lr=1e-3)
     images = torch.randn(config.bs, 3, CROP, CROP, device=device)
     labels = torch.randint(CLASSES, (config.bs, CROP, CROP), device=device)
-    low_precision = config.model_dtype.value != "float32"
+    low_precision = config.model_dtype.name != "FLOAT32"
     for step in range(num_steps + 1):
         if step == 1:  # the first one is a warm-up
             synchronise(device)

@@ -14,7 +14,8 @@ from dinov3.errors import ExperimentError
 from dinov3.eval.segmentation.config import DatasetConfig
 from dinov3.eval.segmentation.transforms import IGNORE_INDEX
 
-NAMED = 10  # problems that a message names
+NAMED = 3  # images that a message names
+SHOWN = 10  # labels that it shows
 logger = logging.getLogger(__name__)
 
 
@@ -79,8 +80,8 @@ def _problem(facts: Facts | str, last_label: int) -> str | None:
 
 
 def _shown(numbers: Sequence[int]) -> str:
-    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-    return ", ".join(map(str, numbers[:NAMED])) + more
+    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+    return ", ".join(map(str, numbers[:SHOWN])) + more
 
 
 def _usable(problems: dict[ImagePair, str | None], on_error: str, title: str) -> list[ImagePair]:
@@ -93,7 +94,7 @@ def _usable(problems: dict[ImagePair, str | None], on_error: str, title: str) ->
         logger.warning("left out %s", told)
         return usable
     remedy = "" if on_error == "skip" else "; datasets.on_error=skip leaves such images out"
-    raise ExperimentError(f"images must be readable, and their labels fit to them and be classes, found {told}{remedy}")
+    raise ExperimentError(f"cannot use {told}{remedy}")
 
 
 def _warn_of_absent_labels(absent: Sequence[int], reduce_zero_label: bool, title: str) -> None:

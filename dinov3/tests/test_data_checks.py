@@ -66,7 +66,7 @@ def test_every_kind_of_problem_is_named_and_counted(root: Path):
     with pytest.raises(ExperimentError) as error:
         check(root)
     message = str(error.value)
-    assert "found 3 training images (a: the image " in message and ") of 4; datasets.on_error=skip" in message
+    assert "cannot use 3 training images (a: the image " in message and ") of 4; datasets.on_error=skip" in message
     assert "a.png cannot be read: UnidentifiedImageError" in message
     assert "b: the image is 2 x 4 and the labels are 2 x 3 pixels" in message
     assert "d: the labels must be 0 to 3, or 255 for ignored pixels, found 6, 7, 8, 9, 10" in message
@@ -82,7 +82,7 @@ def test_skipping_leaves_the_others_and_warns(root: Path, caplog: pytest.LogCapt
 
 
 def test_skipping_all_is_an_error(root: Path):
-    with pytest.raises(ExperimentError, match=r"found 4 training images \(a: .*found 2, 3, b: .*\) of 4$"):
+    with pytest.raises(ExperimentError, match=r"cannot use 4 training images \(a: .*found 2, 3, b: .*\) of 4$"):
         check(root, num_classes=2, on_error="skip")
 
 
@@ -90,7 +90,7 @@ def test_many_problems_are_counted_and_the_first_are_named(root: Path):
     for number in range(20):
         save(root / f"images/train/x{number:02d}.png", LABELS)
         save(root / f"labels/train/x{number:02d}.png", LABELS + 100)
-    with pytest.raises(ExperimentError, match=r"found 20 training images \(x00: .*, x09: .*, and 10 more\) of 24"):
+    with pytest.raises(ExperimentError, match=r"cannot use 20 training images \(x00: .*, x02: .*, and 17 more\) of 24"):
         check(root)
 
 
@@ -113,7 +113,7 @@ def test_unchanged_files_are_not_read_again(root: Path):
         image = root / "images/train/b.png"
         os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
         save(root / "labels/train/c.png", LABELS.repeat(2, axis=1))
-        with pytest.raises(ExperimentError, match=r"found 1 training image \(c: the image is 2 x 4"):
+        with pytest.raises(ExperimentError, match=r"cannot use 1 training image \(c: the image is 2 x 4"):
             check(root, memory=memory)
         assert read.call_count == 6
         check(root, memory=memory, on_error="skip", max_value=9.0)

@@ -213,6 +213,7 @@ def _evaluate_in_process(rank: int, folder: Path, port: int) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.nightly  # starts two processes, as the test of trainings does
 def test_two_processes_find_what_one_finds(tmp_path: Path):
     found = pairs(tmp_path)
     with socket.socket() as free:

@@ -206,7 +206,9 @@ def test_the_files_of_a_training(tmp_path: Path):
     assert sorted(path.name for path in (folder / "predictions").iterdir()) == ["step_3.png", "step_6.png"]
     assert results["best"]["value"] == max(row["metrics"]["mIoU"] for row in lines(values, "metrics"))
     log = (folder / "training.log").read_text()
-    assert "4 images of training" in log and "parameters, of which" in log and "torch" in log and "bs: 2" in log
+    assert (
+        "4 images of training" in log and f"trainable: {results['parameters']['trainable']}" in log and "torch" in log
+    )
     with pytest.raises(ExperimentError, match=r"bs \(2 there, now 3\)"):
         run({**values, "bs": 3})
     run({**values, "output_dir": str(tmp_path / "next"), "load_from": str(folder / "checkpoint_best.pth")})

@@ -31,10 +31,11 @@ from dinov3.eval.segmentation.processes import make_accelerator
 from dinov3.eval.segmentation.report import RESULTS, class_names_of, describe_evaluation, write_report
 from dinov3.eval.segmentation.results import Evaluation, Example
 from dinov3.eval.segmentation.segmentor_checkpoint import load_segmentor
+from dinov3.eval.segmentation.training_text import log_to_file
 from dinov3.eval.segmentation.transforms import IGNORE_INDEX, collate_segmentation
 
 EXAMPLE_SIDE = 512  # pixels, the longer side
-PREDICTIONS, CHECKED_FILES = "predictions.png", "checked_files.json"
+PREDICTIONS, CHECKED_FILES, LOG = "predictions.png", "checked_files.json", "evaluation.log"
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,16 @@ def evaluate_checkpoint(backbone: nn.Module | None, config: SegmentationConfig) 
         ExperimentError: something in the configuration, the data set, the checkpoint or the folder that a user can put
             right.
     """
-    class_names = class_names_of(config)
     accelerator = make_accelerator(config)
     folder = claim(config.output_dir, config, accelerator)
-    model = segmentor_from_config(config, backbone)
+    with log_to_file(folder / LOG, accelerator):
+        _evaluate_into(folder, segmentor_from_config(config, backbone), config, accelerator)
+    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+
+
+def _evaluate_into(folder: Path, model: nn.Module, config: SegmentationConfig, accelerator: Accelerator) -> None:
+    """Load the checkpoint, evaluate it, and write the results."""
+    class_names = class_names_of(config)
     logger.info(load_segmentor(model, config.load_from))
     dataset = make_eval_dataset(_checked_pairs(config, accelerator, folder), config)
     evaluation = evaluate_segmentation_model(
@@ -69,7 +76,6 @@ def evaluate_checkpoint(backbone: nn.Module | None, config: SegmentationConfig) 
     accelerator.wait_for_everyone()
     figures = ", ".join(f"{name} {evaluation.metrics[name]:.4f}" for name in ("mIoU", "mDice", "aAcc"))
     logger.info("%s of %d images; all results are in %s", figures, evaluation.num_images, folder)
-    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
 
 
 def _checked_pairs(config: SegmentationConfig, accelerator: Accelerator, folder: Path) -> list[ImagePair]:

@@ -28,8 +28,8 @@ def draw_progress(
     points = [(row["step"], row["metrics"][metric]) for row in evaluations if row["metrics"][metric] is not None]
     figure = Figure(figsize=(8, 9), layout="constrained")  # not pyplot's, which keeps every figure
     of_loss, of_rate, of_metric = figure.subplots(3, sharex=True)
-    of_loss.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8, label="loss")
     window = max(1, round(SMOOTHING * len(loss)))
+    of_loss.plot(steps, loss, color="tab:blue", alpha=1 if window == 1 else 0.3, linewidth=0.8, label="loss")
     if window > 1:
         average = np.convolve(loss, np.full(window, 1 / window), mode="valid")
         of_loss.plot(steps[window - 1 :], average, color="tab:blue", label=f"average of {window} steps")

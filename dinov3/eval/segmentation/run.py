@@ -4,10 +4,13 @@ Nothing heavy is imported before the configuration has been checked.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinov3.errors import ExperimentError
 from dinov3.eval.segmentation.config import CONFIG_FILES, SegmentationConfig, read_config
@@ -50,8 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(files) > 1:
         _refuse(f"config must be given once, found {' and '.join(files)}")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: spinning threads stall the loader
+    logging.basicConfig(format="%(message)s")
     try:
-        run_segmentation_with_dinov3(None, read_config(files[0] if files else None, overrides))
+        with logging_redirect_tqdm():
+            run_segmentation_with_dinov3(None, read_config(files[0] if files else None, overrides))
     except ExperimentError as error:
         _refuse(str(error))
 

@@ -23,8 +23,10 @@ from dinov3.eval.segmentation.report import RESULTS, class_names_of, describe_ev
 from dinov3.eval.segmentation.results import Evaluation
 from dinov3.eval.segmentation.segmentor_checkpoint import load_segmentor
 from dinov3.eval.segmentation.training_loop import TrainingLoop, TrainStep
-from dinov3.eval.segmentation.training_text import log_configuration, log_to_file
+from dinov3.eval.segmentation.training_text import log_circumstances, log_to_file
 from dinov3.eval.segmentation.transforms import IGNORE_INDEX
+
+LOG = "training.log"
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,13 @@ def run_training(
     class_names = class_names_of(config)
     accelerator = make_accelerator(config)
     folder = claim(config.output_dir, config, accelerator)
-    with log_to_file(folder, accelerator):
+    with log_to_file(folder / LOG, accelerator):
         if Checkpoints(folder, config.checkpoint.keep_last).is_finished():
             logger.info("%s holds a training that is finished, with its results in %s", folder, RESULTS)
             return json.loads((folder / RESULTS).read_text())
         train_data, val_data = _data(config, accelerator, folder)
         model = _segmentor(backbone, config)
-        log_configuration(config, model, accelerator)
+        log_circumstances(model, accelerator)
         loop = TrainingLoop(model, criterion, train_step, config, accelerator, folder)
 
         def evaluate(segmentor: nn.Module, step: int) -> Evaluation:

@@ -1,5 +1,6 @@
 """The loop of all trainings: steps, checkpoints and evaluations."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,7 @@ class TrainingLoop:
         self.checkpoints = Checkpoints(folder, config.checkpoint.keep_last)
         self.step: int = 0
         self.best: dict[str, Any] | None = None
+        self.gradient_norm: Tensor | None = None
         self._resume()
         # the scheduler stays as it is: Accelerate would step it once for each process
         self.model, self.prepared_optimizer = accelerator.prepare(self.segmentor, self.optimizer)
@@ -100,6 +102,7 @@ class TrainingLoop:
                 if self._is_due(self.config.eval.eval_interval) and self.step not in self.log.evaluated:
                     evaluation = self._evaluate(evaluate)
                 if self.step == self.total:
+                    next(batches, None)  # Accelerate forgets a loader when its end is reached
                     return evaluation
                 self._train_step(batches)
                 if self._is_due(self.config.checkpoint.interval):
@@ -146,6 +149,7 @@ class TrainingLoop:
         if self._compare_with_best(self.step, row) and self.accelerator.is_main_process:
             self.checkpoints.save_best(self._state())
         self.log.add_evaluation(self.step, row)  # last: it says that the evaluation is complete
+        gc.collect()  # the pictures hold their pixels in cycles: 20 MB for each evaluation
         return evaluation
 
     def _compare_with_best(self, step: int, row: dict[str, Any]) -> bool:

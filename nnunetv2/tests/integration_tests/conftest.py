@@ -148,9 +148,19 @@ class Workplace:
         assert file.exists(), f"{command} {arguments}\n{output.read_text()[-4000:]}"
 
     def plan(self, dataset_id: str) -> None:
+        self._extract_fingerprint(int(dataset_id))
         # nnU-Net's planner sets as many threads as there are augmentation processes, and fails for none
         options = ("-d", dataset_id, "-c", "2d", "-npfp", 1, "-np", 1)
         self.run("nnUNetv2_plan_and_preprocess", *options, nnUNet_n_proc_DA="1")
+
+    def _extract_fingerprint(self, dataset_id: int) -> None:
+        """Write the fingerprint that the planner finds: nnU-Net would draw a hundred million pixels of five images."""
+        from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+        with mock.patch.dict(os.environ, self.variables()):
+            extractor = DatasetFingerprintExtractor(dataset_id, num_processes=1)
+            extractor.num_foreground_voxels_for_intensitystats = 10_000
+            extractor.run()
 
     def files(self) -> dict[Path, float]:
         """What training commands may write, with the time of the last change of each file."""

@@ -42,7 +42,7 @@ SMALL_PATCHES = ("train.patch_size=[160,160]", "train.batch_size=2")
 M2F = ("model.hidden_dim=32", "model.num_queries=8", "m2f_train.num_points=256")
 UNCERTAIN = "crossing_or_uncertain"
 SIDE = 640  # four windows instead of thirty
-CROPS, CROP_SIDE = ("train.patch_size=[256,256]", "train.batch_size=1"), 384  # four small windows, for every day
+CROPS, CROP_SIDE = ("train.patch_size=[160,160]", "train.batch_size=1"), 240  # four small windows, for every day
 INPUT_NORM = "none, channels pass"
 LESAV, NUCLEI, HIPPOCAMPUS = "Dataset101_LESAV", "Dataset102_NucleiDSB2018", "Dataset103_Hippocampus"
 LESAV_AV, REGIONS = "Dataset111_LESAV_AV", "Dataset113_HippocampusRegions"

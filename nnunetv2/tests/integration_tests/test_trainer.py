@@ -79,14 +79,15 @@ def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, mode: list
     assert straight.logger.get_value("lrs", None) == pytest.approx([0.01 * factor for factor in expected])
 
 
+# In `make test` one with the averages of batch norm, and one that draws random numbers
 @pytest.mark.parametrize(
     "decoder",
     [
-        ["model_segformer", "decoder_hidden_size=16"],
+        pytest.param(["model_segformer", "decoder_hidden_size=16"], marks=pytest.mark.nightly),
         ["model_dpt", "fusion_hidden_size=16", "use_batch_norm_in_fusion_residual=auto"],
-        ["model_unetr", "decoder_channels=[16,8,8,8,8]", "image_branch=true"],
-        ["primus", "embed_dim=32"],
-        ["primus", "embed_dim=32", "multiscale=true"],
+        pytest.param(["model_unetr", "decoder_channels=[16,8,8,8,8]", "image_branch=true"], marks=pytest.mark.nightly),
+        pytest.param(["primus", "embed_dim=32"], marks=pytest.mark.nightly),
+        pytest.param(["primus", "embed_dim=32", "multiscale=true"], marks=pytest.mark.nightly),
         ["model_linear", "dropout=0.5"],
     ],
     ids=lambda decoder: decoder[0] + "_multiscale" * ("multiscale=true" in decoder),
