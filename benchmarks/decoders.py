@@ -37,8 +37,8 @@ from decoder_workload import EVERY_FORM, Task, Workload
 from packaged_decoders import FORMS, read_form
 from tqdm import tqdm
 
+from dinov3.hub.families import check_backbone
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.model.backbone_families import check_backbone
 from nnunetv2.model.parameter_counts import count_parameters
 
 BASELINE = "linear"

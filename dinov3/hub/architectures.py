@@ -3,7 +3,10 @@
 Siméoni et al., "DINOv3", 2025, https://arxiv.org/abs/2508.10104.
 """
 
+import re
 from typing import NamedTuple
+
+from dinov3.errors import did_you_mean
 
 
 class Architecture(NamedTuple):
@@ -41,3 +44,18 @@ ARCHITECTURES = {
     "dinov3_vith16plus": Architecture(1280, 32, 20, 6, "swiglu", True, "vit_huge_plus_patch16_dinov3", "huge_plus"),
     "dinov3_vit7b16": Architecture(4096, 40, 32, 3, "swiglu64", False, "vit_7b_patch16_dinov3", "7b", True),
 }
+
+
+def find_architecture(name: str | None) -> str:
+    """Return the key in `ARCHITECTURES` of a model; names that end in 14 are taken for patches of 16 pixels.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if name is not None and name not in ARCHITECTURES:
+        corrected = re.sub(r"^(dinov3_vit\w+?)14", r"\g<1>16", name)
+        name = corrected if corrected in ARCHITECTURES else name
+    if name not in ARCHITECTURES:
+        hint = did_you_mean(name or "", ARCHITECTURES)
+        raise ValueError(f"unknown dino_hub {name!r}{hint}; allowed: {', '.join(ARCHITECTURES)}")
+    return name

@@ -77,7 +77,7 @@ def read_weights(path: str | Path) -> WeightFile:
         ValueError: the file cannot be read, or its layout is unknown; the message names the file.
     """
     path = Path(path)
-    wrapper, state = _unwrap(read_checkpoint(path), path)
+    wrapper, state = unwrap(read_checkpoint(path), path)
     state, heads = _strip_prefixes(state)
     layout = next((entry for entry in LAYOUTS if entry.signature <= state.keys()), None)
     if layout is None:
@@ -103,7 +103,12 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and tensor.is_floating_point() and not tensor.is_meta
 
 
-def _unwrap(content: Any, path: Path) -> tuple[str, State]:
+def unwrap(content: Any, path: Path) -> tuple[str, State]:
+    """Return the tensors in the content of a file, and the key under which they stand, empty for a bare dictionary.
+
+    Raises:
+        ValueError: there are none; the message names the file.
+    """
     if is_state(content):
         return "", content
     entries = content if isinstance(content, dict) else {}

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinov3.files import replace_when_complete
 from dinov3.weights.fitting import mismatches
 from dinov3.weights.layouts import is_state
 from dinov3.weights.reading import read_checkpoint
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.experiment.files import replace_when_complete
 
 OPTION = "-pretrained_weights"
 

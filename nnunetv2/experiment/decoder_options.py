@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import nnunetv2.model
-from nnunetv2.experiment.errors import ExperimentError, in_one_line, not_to_be_built
-from nnunetv2.experiment.schema import check, describe, plain, refuse
+from dinov3.configuration.schema import check, describe, plain, refuse
+from dinov3.errors import in_one_line
+from nnunetv2.experiment.errors import ExperimentError, not_to_be_built
 
 MASK2FORMER = "nnunetv2.model.model_m2f"  # returns queries, and so has a trainer and a schema of its own
 FACTORY = "create_segmentation_model"
@@ -88,8 +89,22 @@ def _called_in_turn(factory: Callable[..., Any]) -> Sequence[Callable[..., Any]]
 def _signature(called: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(called, eval_str=True)
-    except Exception:  # an annotation for type checkers only, or none that Python can evaluate
-        return inspect.signature(called)
+    except Exception:  # an annotation for type checkers only, or none that Python can evaluate: it alone stays a text
+        signature = inspect.signature(called)
+    function = inspect.unwrap(called.__init__ if inspect.isclass(called) else called)
+    names = getattr(function, "__globals__", {})
+    parameters = [p.replace(annotation=_evaluated(p.annotation, names)) for p in signature.parameters.values()]
+    returned = _evaluated(signature.return_annotation, names)
+    return signature.replace(parameters=parameters, return_annotation=returned)
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, names)
+    except Exception:  # whatever the expression raises
+        return annotation
 
 
 def _field_of(parameter: inspect.Parameter) -> tuple:
@@ -98,7 +113,9 @@ def _field_of(parameter: inspect.Parameter) -> tuple:
 
 
 def _checkable(annotation: Any) -> Any:
-    """The annotation, or `Any` where there is none, or where values in files can have no such type."""
+    """The annotation, or `Any` where there is none that can be evaluated, or values in files can have no such type."""
+    if isinstance(annotation, str):  # pydantic would look its names up here
+        return Any
     try:
         TypeAdapter(annotation).validate_json("null", strict=True)
     except ValidationError:  # it is a type, of other values

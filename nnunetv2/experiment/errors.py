@@ -1,17 +1,8 @@
-"""The error for what a user can put right."""
+"""The error for what a user can put right, and its form for networks."""
 
+from dinov3.errors import ExperimentError
 
-class ExperimentError(ValueError):
-    """A wrong data set, configuration, key, value, checkpoint or device.
-
-    The message is one sentence (or one line per problem) that names the thing, the value found and the values allowed;
-    the commands print it without a traceback and exit with code 2.
-    """
-
-
-def in_one_line(error: Exception) -> str:
-    """Return the kind and the message of an error, without line breaks and not too long."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+__all__ = ["ExperimentError", "not_to_be_built"]
 
 
 def not_to_be_built(error: Exception) -> ExperimentError:

@@ -1,23 +1,24 @@
 """The plans file of an experiment: its name, reading, comparing and writing it in one piece."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dinov3.configuration.schema import Schema, check, describe, read, refuse
+from dinov3.files import replace_when_complete
 from nnunetv2.experiment.decoder_options import backbone_keywords, decoder_keywords
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.experiment.files import replace_when_complete
-from nnunetv2.experiment.schema import Schema, check, describe, read, refuse
 
 # The resolved experiment configuration, within a configuration of the plans. The options of the decoder are not in it:
 # the keywords of the network hold them.
 EXPERIMENT_KEY = "vit"
 CONFIG_PATH_KEY = "vit_config_path"  # where it was read from, beside the configurations; for people, nothing reads it
 # Keys that came later, and the value with which experiments of plans without them were trained
-LATER_KEYS = {"auxiliary_losses": True}
+LATER_KEYS = {"auxiliary_losses": True, "num_training_cases": None, "training_groups": None}
 MAX_DIFFERENCES = 10
 MAX_NAME_LENGTH = 100
 NAME = re.compile(r"[^\W_]([\w.+= -]*[^\W_])?")
@@ -101,6 +102,9 @@ def resolve(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 def as_stored(config: Any) -> dict[str, Any]:
     """A configuration object as it stands in the plans, which must not depend on where a command is run."""
     stored = asdict(config)
+    stored["train"]["training_groups"] = config.train.read_training_groups()
+    if config.model is None:
+        return stored
     for key in config.model.decoder_keys(config.model.decoder):
         del stored["model"][key]
     if config.model.checkpoint_path:
@@ -120,10 +124,11 @@ def restore(schema: type[Schema], derived: dict[str, Any]) -> Schema:
     Raises:
         ExperimentError: the plans were changed by hand, to what no configuration can be.
     """
-    keywords = derived["architecture"]["arch_kwargs"]
-    options = {key: value for key, value in keywords.items() if key not in backbone_keywords()}
     values = derived[EXPERIMENT_KEY]
-    values = {**values, "model": {**values["model"], **schema().model.decoder_keys(options)}}
+    if schema().model is not None:
+        keywords = derived["architecture"]["arch_kwargs"]
+        options = {key: value for key, value in keywords.items() if key not in backbone_keywords()}
+        values = {**values, "model": {**values["model"], **schema().model.decoder_keys(options)}}
     refuse((describe(error, schema) for error in check(schema, values)), "the experiment in the plans")
     return read(schema, values)
 
@@ -143,6 +148,8 @@ def differences_from(
 
     derived = resolve(plans, configuration)
     yield from differences_between(derived[EXPERIMENT_KEY], as_stored(config))
+    if config.model is None:
+        return
     regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
     options = decoder_keywords(config.model, derived["batch_size"], regions)
     keywords = derived["architecture"]["arch_kwargs"]
@@ -225,13 +232,15 @@ def write_new_plans(folder: Path, plans: dict[str, Any]) -> Path:
         ExperimentError: a plans file of this name holds another experiment, or it cannot be written.
     """
     path = folder / f"{plans['plans_name']}.json"
-    if path.is_file():
-        check_same(read_plans(folder, path.stem), plans, path)
-        return path
     try:
-        write_json(path, plans)
+        if not path.is_file():
+            _write_first(path, plans)
+            return path
+    except FileExistsError:
+        pass  # another process has written them in between
     except OSError as error:
         raise ExperimentError(f"cannot write the plans {path}: {error.strerror}") from error
+    check_same(read_plans(folder, path.stem), plans, path)
     return path
 
 
@@ -239,6 +248,22 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one piece."""
     with replace_when_complete(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
+
+
+def _write_first(path: Path, content: Any) -> None:
+    """Write a JSON file in one piece.
+
+    Raises:
+        FileExistsError: there is one by now. Without hard links, as on some file systems, it is replaced.
+    """
+    with replace_when_complete(path) as temporary:
+        write_json(temporary, content)
+        try:
+            os.link(temporary, path)  # unlike a move, this never replaces a file
+        except FileExistsError:
+            raise
+        except OSError:
+            return
 
 
 def differences_between(old: Any, new: Any, name: str = "") -> Iterator[str]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
+from dinov3.configuration.yaml_files import find_file
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import check_name
-from nnunetv2.experiment.schema import find_config, find_file, packaged_configs
+from nnunetv2.experiment.schema import find_config, packaged_configs
 from nnunetv2.run.devices import DEVICES
 
 

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from dinov3.errors import ExperimentError, in_one_line
+from dinov3.files import replace_when_complete
 from nnunetv2.experiment.checkpoint import read_fold_checkpoint
-from nnunetv2.experiment.errors import ExperimentError, in_one_line
-from nnunetv2.experiment.files import replace_when_complete
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model.model_m2f import M2FSegmentationModel
 from nnunetv2.run.devices import find_device

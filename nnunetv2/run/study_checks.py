@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinov3.configuration.schema import refuse
 from nnunetv2.experiment.dataset import check_fold, find_dataset, preprocessed_folder, read_dataset_json
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import (
@@ -16,11 +17,10 @@ from nnunetv2.experiment.plans import (
     read_plans,
     resolve,
 )
-from nnunetv2.experiment.schema import refuse
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.arguments import TrainingArguments, parse_arguments
 from nnunetv2.run.cpu_cores import check_process_counts
-from nnunetv2.run.train_experiment import base_plans, derive, read_experiment
+from nnunetv2.run.train_experiment import base_plans, check_training_cases, derive, read_experiment
 from nnunetv2.run.training_commands import TRAIN_VIT
 from nnunetv2.study.config import StudyConfig
 from nnunetv2.study.runs import Run
@@ -85,6 +85,8 @@ def _check_plans(runs: Sequence[Run], folder: Path, device: "torch.device | None
         plans = _begun_plans(args, stored, config, dataset_json)
     else:
         plans = derive(args, config, base_plans(args, folder), dataset_json, device)
+        for run in runs:
+            check_training_cases(folder, resolve(plans, args.configuration), check_fold(folder, run.fold))
         for file, former in stored.items():
             _refuse_changes(file, differences_between(former, json.loads(json.dumps(plans))))
     configuration = resolve(plans, args.configuration)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinov3.configuration.schema import refuse
+from dinov3.configuration.yaml_files import find_file
 from nnunetv2.experiment.dataset import (
     check_fold,
     find_dataset,
@@ -28,12 +30,13 @@ from nnunetv2.experiment.plans import (
     resolve,
     write_new_plans,
 )
-from nnunetv2.experiment.schema import build, config_source, find_config, find_file, read_values, refuse
+from nnunetv2.experiment.schema import build, config_source, find_config, read_values
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.arguments import TrainingArguments
 from nnunetv2.run.cpu_cores import check_process_counts
 from nnunetv2.run.devices import find_device
 from nnunetv2.training.vit.schemas import schema_of
+from nnunetv2.training.vit.training_cases import choose_cases, training_cases_of
 
 if TYPE_CHECKING:
     import torch
@@ -110,10 +113,11 @@ def prepare(args: TrainingArguments, threads: int) -> Training:
     folder = preprocessed_folder(dataset)
     dataset_json = read_dataset_json(folder)
     fold = check_fold(folder, args.fold)
-    plans = base_plans(args, folder) if args.starts_training else stored_plans(args, config, folder)
+    plans = base_plans(args, folder) if args.starts_training else stored_plans(args, config, folder, dataset_json)
     device = prepare_device(args.device, args.num_gpus, threads)
     if args.starts_training:
         plans = derive(args, config, plans, dataset_json, device)
+        check_training_cases(folder, resolve(plans, args.configuration), fold)
     trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
     training = Training(dataset, folder, dataset_json, args.configuration, fold, plans, trainer, device)
     check_results(training.results, plans)
@@ -140,13 +144,13 @@ def read_experiment(args: TrainingArguments) -> Any:
     config = build(schema_of(trainer), values, args.config)
     config.trainer = trainer  # the plans name the one that trains, so that `--c` finds it
     if args.pretrained_weights is not None:
-        config.model.pretrained = False  # the hub's weights would be overwritten at once
+        config.start_from_checkpoint()
     if args.starts_training:
-        refuse(config.model.weight_problems(), args.config)
+        refuse(config.weight_problems(), args.config)
     return config
 
 
-def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str, Any]:
+def stored_plans(args: TrainingArguments, config: Any, folder: Path, dataset_json: dict[str, Any]) -> dict[str, Any]:
     """Read the plans of the experiment that `--c` resumes or `--val` validates; its pretrained weights are not needed.
 
     Raises:
@@ -158,7 +162,7 @@ def stored_plans(args: TrainingArguments, config: Any, folder: Path) -> dict[str
     check_experiment(plans, args.configuration)
     differences: list[str] = []
     if config is not None:
-        differences += differences_from(plans, args.configuration, read_dataset_json(folder), config)
+        differences += differences_from(plans, args.configuration, dataset_json, config)
     if differences:
         raise ExperimentError(
             f"the experiment {name!r} was trained with another configuration (then → now):\n{listed(differences)}\n"
@@ -206,6 +210,18 @@ def derive(
     derived = derive_plans(plans, args.configuration, dataset_json, config, name, source, machine, weights)
     weights.check_fit(resolve(derived, args.configuration))
     return derived
+
+
+def check_training_cases(folder: Path, configuration: dict[str, Any], fold: int | str) -> None:
+    """Check that the fold has the training cases that a derived configuration asks for.
+
+    Raises:
+        ExperimentError: there are too few, or a case has no group.
+    """
+    train = configuration[EXPERIMENT_KEY]["train"]
+    if train["num_training_cases"] is not None:
+        cases = training_cases_of(folder, configuration["data_identifier"], fold)
+        choose_cases(cases, train["num_training_cases"], train["seed"], train["training_groups"])
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
+from dinov3.configuration.yaml_files import find_path
+from dinov3.hub.families import FAMILIES, TIMM_PREFIX
 from nnunetv2.experiment.decoder_options import complete_options, packaged_decoders, read_options
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.experiment.schema import build, find_config, find_path, packaged_configs, read_values
-from nnunetv2.model.backbone_families import FAMILIES, TIMM_PREFIX
+from nnunetv2.experiment.schema import build, find_config, packaged_configs, read_values
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.schemas import schema_of
 
@@ -91,13 +92,16 @@ def merged(name_or_path: str) -> Iterator[str]:
             f"{ViTnnUNetConfig.trainer}, found {trainer!r}"
         )
     model = build(schema_of(trainer), values, name_or_path).model
-    complete_options(model.model_path, model.decoder)
+    if model is not None:
+        complete_options(model.model_path, model.decoder)
     yield OmegaConf.to_yaml(values).rstrip("\n")
 
 
 def _config_row(name: str) -> tuple[str, str, str, str]:
     values = read_values(find_config(name))
     config = build(schema_of(values["trainer"]), values, name)
+    if config.model is None:
+        return config.trainer, "U-Net of the plans", "-", "-"
     decoder = config.model.model_path.rpartition(".")[2].removeprefix("model_")
     return config.trainer, decoder, f"{config.model.backbone} {config.model.backbone_size}", config.mode
 

@@ -5,7 +5,7 @@ import fcntl
 import json
 from typing import Literal
 
-from nnunetv2.experiment.files import replace_when_complete
+from dinov3.files import replace_when_complete
 from nnunetv2.study.runs import Run
 
 State = Literal["waiting", "running", "interrupted", "finished", "failed"]

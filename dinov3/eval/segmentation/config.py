@@ -1,252 +1,68 @@
-"""Settings of segmentation, with the defaults of the reference."""
+"""The configuration of a training or an evaluation of a segmentor."""
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from omegaconf import MISSING
+from pydantic import NonNegativeInt, PositiveInt
 
-from dinov3.models.feature_layers import BackboneLayersSet
+from dinov3.configuration.schema import ByName, OneOf, Section, build
+from dinov3.configuration.yaml_files import ConfigFiles
+from dinov3.eval.segmentation.config_checks import problems
+from dinov3.eval.segmentation.config_sections import (
+    CheckpointConfig,
+    DatasetConfig,
+    DecoderConfig,
+    EvalConfig,
+    EvalTransformConfig,
+    LoRAConfig,
+    M2FTrainConfig,
+    ModelConfig,
+    ModelDtype,
+    OptimizerConfig,
+    SchedulerConfig,
+    TrainConfig,
+    TrainTransformConfig,
+    TransformConfig,
+)
 
+__all__ = [
+    "CONFIG_FILES",
+    "CheckpointConfig",
+    "DatasetConfig",
+    "DecoderConfig",
+    "EvalConfig",
+    "EvalTransformConfig",
+    "LoRAConfig",
+    "M2FTrainConfig",
+    "ModelConfig",
+    "ModelDtype",
+    "OptimizerConfig",
+    "SchedulerConfig",
+    "SegmentationConfig",
+    "TrainConfig",
+    "TrainTransformConfig",
+    "TransformConfig",
+    "config_from",
+    "read_config",
+    "values_of",
+]
 
-@dataclass
-class LoRAConfig:
-    """Low-rank adaptation of the ViT (Hu et al., "LoRA", 2021, https://arxiv.org/abs/2106.09685).
-
-    Attributes:
-        enabled: whether to adapt.
-        r: rank of the adapters.
-        lora_alpha: their output is scaled by `lora_alpha / r`.
-        target_modules: last names of the layers to adapt, within the attention of the blocks.
-        lora_dropout: dropout on their input.
-        bias: `none`, `all` or `lora_only`: which biases peft leaves trainable. A segmentor trains the adapters alone.
-        use_rslora: scale by `lora_alpha / √r` instead.
-    """
-
-    enabled: bool = False
-    r: int = 8
-    lora_alpha: int = 16
-    target_modules: list[str] = field(default_factory=lambda: ["qkv", "proj"])
-    lora_dropout: float = 0.1
-    bias: str = "none"
-    use_rslora: bool = False
-
-
-@dataclass
-class M2FTrainConfig:
-    """The loss of Mask2Former: keywords of `MaskClassificationLoss`.
-
-    Attributes:
-        num_points: points per mask.
-        oversample_ratio: this times `num_points` candidates are drawn, of which the most uncertain are kept.
-        importance_sample_ratio: share of the points that are the most uncertain candidates.
-        mask_coefficient: weight of the cross-entropy of masks.
-        dice_coefficient: weight of their Dice loss.
-        class_coefficient: weight of the classes' cross-entropy.
-        no_object_coefficient: weight of "no object" within the classes' cross-entropy.
-    """
-
-    num_points: int = 12544
-    oversample_ratio: float = 3.0
-    importance_sample_ratio: float = 0.75
-    mask_coefficient: float = 5.0
-    dice_coefficient: float = 5.0
-    class_coefficient: float = 2.0
-    no_object_coefficient: float = 0.1
-
-
-class ModelDtype(Enum):
-    """Precision of the computation."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+METRICS = ("aAcc", "mIoU", "mAcc", "mDice", "mFscore", "mPrecision", "mRecall")
+CONFIG_FILES = ConfigFiles(
+    (Path(__file__).parent / "configs",), keys="model, datasets and decoder_head", example="optimizer.lr=0.001"
+)
 
 
 @dataclass
-class ModelConfig:
-    """Which ViT.
-
-    Attributes:
-        config_file: must be None; the model is named by `dino_hub`.
-        pretrained_weights: a file of weights, in any layout that `dinov3.weights` reads.
-        dino_hub: name of the model, such as `dinov3_vitl16`.
-        pretrained: without a file, load timm's copy from the hub; if false, the weights are random.
-    """
-
-    config_file: str | None = None
-    pretrained_weights: str | Path | None = None
-    dino_hub: str | None = None
-    pretrained: bool = True
-
-
-@dataclass
-class DatasetConfig:
-    """Which images.
-
-    Attributes:
-        root: folder of the data set.
-        train: name of the training set.
-        val: name of the validation set.
-    """
-
-    root: str = MISSING
-    train: str = ""
-    val: str = ""
-
-
-@dataclass
-class DecoderConfig:
-    """The segmentor behind the ViT: arguments of `build_segmentation_decoder` and `LinearHead`.
-
-    Attributes:
-        type: `m2f` or `linear`.
-        backbone_out_layers: the feature layers. `m2f` needs four of them, so not the default.
-        use_batchnorm: `linear`: whether there is a batch norm before the classifier.
-        use_cls_token: `linear`: whether the class token is joined to every patch.
-        use_backbone_norm: whether the ViT's final norm is applied to every feature layer.
-        num_classes: number of classes.
-        hidden_dim: `m2f`: channels of the head.
-        dropout: `linear`: probability that a channel is dropped in training.
-    """
-
-    type: str = "m2f"
-    backbone_out_layers: BackboneLayersSet = BackboneLayersSet.LAST
-    use_batchnorm: bool = True
-    use_cls_token: bool = False
-    use_backbone_norm: bool = True
-    num_classes: int = 150
-    hidden_dim: int = 2048
-    dropout: float = 0.1
-
-
-@dataclass
-class SchedulerConfig:
-    """The learning rate over the training: arguments of `build_scheduler`.
-
-    Attributes:
-        type: name of the schedule.
-        total_iter: number of steps of the training.
-        constructor_kwargs: further keywords of the schedule.
-    """
-
-    type: str = "WarmupOneCycleLR"
-    total_iter: int = 40_000
-    constructor_kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW.
-
-    Attributes:
-        lr: peak of the learning rate.
-        beta1: decay of the mean of gradients.
-        beta2: decay of the mean of their squares.
-        weight_decay: decay of the weights.
-        gradient_clip: largest norm of the gradient.
-    """
-
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 1e-2
-    gradient_clip: float = 35.0
-
-
-@dataclass
-class TrainTransformConfig:
-    """Augmentation: arguments of `make_segmentation_train_transforms`.
-
-    Attributes:
-        img_size: length of the shorter side after resizing; None keeps the image's.
-        random_img_size_ratio_range: from and to: a random factor on it.
-        crop_size: (height, width) of a random crop.
-        flip_prob: probability of mirroring left and right.
-    """
-
-    img_size: int | None = None
-    random_img_size_ratio_range: list[float] | None = None
-    crop_size: list[int] | None = None
-    flip_prob: float = 0.0
-
-
-@dataclass
-class EvalTransformConfig:
-    """Preparation for evaluation: arguments of `make_segmentation_eval_transforms`.
-
-    Attributes:
-        img_size: length of the shorter side after resizing; None keeps the image's.
-        tta_ratios: factors on it, one for each view of test-time augmentation.
-    """
-
-    img_size: int | None = None
-    tta_ratios: list[float] = field(default_factory=lambda: [1.0])
-
-
-@dataclass
-class TransformConfig:
-    """Transforms of images and labels.
-
-    Attributes:
-        train: of training.
-        eval: of evaluation.
-        mean: of the colours, for pixels from 0 to 255.
-        std: of the colours.
-    """
-
-    train: TrainTransformConfig = field(default_factory=TrainTransformConfig)
-    eval: EvalTransformConfig = field(default_factory=EvalTransformConfig)
-    mean: list[float] = field(default_factory=lambda: [255 * value for value in (0.485, 0.456, 0.406)])
-    std: list[float] = field(default_factory=lambda: [255 * value for value in (0.229, 0.224, 0.225)])
-
-
-@dataclass
-class TrainConfig:
-    """The loss of the linear head: arguments of `MultiSegmentationLoss`.
-
-    Attributes:
-        diceloss_weight: weight of the Dice loss.
-        celoss_weight: weight of the cross-entropy.
-    """
-
-    diceloss_weight: float = 0.0
-    celoss_weight: float = 1.0
-
-
-@dataclass
-class EvalConfig:
-    """Evaluation.
-
-    Attributes:
-        compute_metric_per_image: average the metrics over images instead of counting all pixels together.
-        reduce_zero_label: label 0 means "unlabelled": it is ignored, and the classes are counted from 0.
-        mode: `whole` or `slide`.
-        crop_size: `slide`: height and width of the tiles.
-        stride: `slide`: steps between tiles.
-        eval_interval: number of steps between evaluations.
-        use_tta: average over views of all `tta_ratios`, and their mirror images.
-        max_val_samples: number of images to evaluate while training; 0 for all.
-        num_visualizations: number of images whose predictions are drawn.
-    """
-
-    compute_metric_per_image: bool = False
-    reduce_zero_label: bool = True
-    mode: str = "slide"
-    crop_size: int | None = 512
-    stride: int | None = 341
-    eval_interval: int = 40_000
-    use_tta: bool = False
-    max_val_samples: int = 0
-    num_visualizations: int = 0
-
-
-@dataclass
-class SegmentationConfig:
+class SegmentationConfig(Section):
     """A training or an evaluation of a segmentor.
 
     Attributes:
-        model: the ViT.
+        model: the ViT; None where the caller brings one.
         bs: batch size of one process.
         n_gpus: number of processes.
         num_workers: processes that load images, for each of them.
@@ -263,17 +79,20 @@ class SegmentationConfig:
         eval: evaluation.
         lora: low-rank adaptation of the ViT.
         output_dir: folder of all results.
-        load_from: checkpoint of a segmentor to start with.
+        load_from: checkpoint of a segmentor to start with, or to evaluate.
+        eval_only: evaluate the checkpoint `load_from` instead of training.
+        gradient_accumulation_steps: number of batches whose gradients make an optimizer step.
+        checkpoint: checkpoints that are written while training.
     """
 
     model: ModelConfig | None = None
-    bs: int = 2
-    n_gpus: int = 8
-    num_workers: int = 6
-    model_dtype: ModelDtype = ModelDtype.FLOAT32
-    seed: int = 100
+    bs: PositiveInt = 2
+    n_gpus: PositiveInt = 8
+    num_workers: NonNegativeInt = 6
+    model_dtype: Annotated[ModelDtype, ByName()] = ModelDtype.FLOAT32
+    seed: NonNegativeInt = 100
     datasets: DatasetConfig = field(default_factory=DatasetConfig)
-    metric_to_save: str = "mIoU"
+    metric_to_save: Annotated[str, OneOf(*METRICS)] = "mIoU"
     decoder_head: DecoderConfig = field(default_factory=DecoderConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -284,3 +103,45 @@ class SegmentationConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     output_dir: str | None = None
     load_from: str | None = None
+    eval_only: bool = False
+    gradient_accumulation_steps: PositiveInt = 1
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is impossible about combinations of values, and what is missing, one sentence each."""
+        return problems(self)
+
+
+def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SegmentationConfig:
+    """Read a configuration: the defaults, changed by a YAML file, changed by overrides; and check it.
+
+    Args:
+        path: a YAML file, or the name of a packaged configuration (`CONFIG_FILES.names()`); None: the defaults.
+        overrides: strings such as `optimizer.lr=0.001`; values are read as YAML.
+
+    Raises:
+        ExperimentError: names every unknown key, wrong type, impossible value and missing file, one in a line.
+    """
+    file = None if path is None else CONFIG_FILES.find(str(path))
+    values = CONFIG_FILES.read(file, overrides)
+    values["model"] = values.get("model") or {}  # which is told to name a ViT
+    return config_from(values, "the configuration" if path is None else str(path))
+
+
+def config_from(values: dict[str, Any], source: str = "the configuration") -> SegmentationConfig:
+    """Make a configuration of nested values, and check it; without `model`, the caller brings the ViT.
+
+    Args:
+        values: by key, as a YAML file has them; others keep their defaults.
+        source: what to call the configuration in the message.
+
+    Raises:
+        ExperimentError: see `read_config`.
+    """
+    return build(SegmentationConfig, values, source)
+
+
+def values_of(config: SegmentationConfig) -> dict[str, Any]:
+    """Return all values of a configuration as a YAML or JSON file can hold them: the inverse of `config_from`."""
+    as_text = json.dumps(asdict(config), default=lambda value: value.name if isinstance(value, Enum) else str(value))
+    return json.loads(as_text)

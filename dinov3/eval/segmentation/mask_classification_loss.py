@@ -195,14 +195,18 @@ class MaskClassificationLoss(nn.Module):
         return samples.gather(torch.cat([uncertain, always.expand(len(masks), -1)], dim=1))
 
     def _class_loss(self, classes: Tensor, batch: TargetBatch, matches: Matches) -> Tensor:
-        """Cross-entropy of the classes, weighted, (L,); images that are ignored as a whole do not count."""
+        """Cross-entropy of the classes, (L,), divided by the sum of their weights, averaged over processes.
+
+        Images that are ignored as a whole do not count.
+        """
         counted = batch.has_valid_pixels().repeat_interleave(classes.shape[2])  # (B · Q,)
         classes = classes.flatten(1, 2)  # (L, B · Q, C + 1)
         wanted = torch.full(classes.shape[:-1], self.num_labels, dtype=torch.int64, device=classes.device)
         wanted.scatter_(1, matches.queries, batch.labels[matches.targets])
         losses = -classes.log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
         weights = self.empty_weight[wanted] * counted
-        return (losses * weights).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
+        total = _average_over_processes(weights.sum(1))
+        return (losses * weights).sum(1) / total.clamp(min=torch.finfo(weights.dtype).tiny)
 
     def loss_total(self, losses: dict[str, Tensor], log_fn: Callable[..., None] | None = None) -> Tensor:
         """Add up losses by their weights.

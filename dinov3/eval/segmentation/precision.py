@@ -22,8 +22,15 @@ def cpu_has_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def autocast_to(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Compute in `dtype` where autocast does; float32 means without autocast (see `without_autocast`)."""
+def autocast_to(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """Compute in `dtype` where autocast does; float32 means without autocast (see `without_autocast`).
+
+    Args:
+        device: of the tensors.
+        dtype: the precision; None leaves autocast as the caller has set it.
+    """
+    if dtype is None:
+        return contextlib.nullcontext()
     if dtype == torch.float32 or not torch.amp.is_autocast_available(device.type):
         return without_autocast(device)
     return torch.autocast(device.type, dtype)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ def anneal(start: float, end: float, progress: float, strategy: str) -> float:
     return end + (start - end) * remaining
 
 
-class WarmupLR(LRScheduler):
+class WarmupLR(LRScheduler, ABC):
     """A schedule that is multiplied by a linear warm-up.
 
     A parameter group has `lr` times its learning-rate multiplier, its own initial rate by the optimizer's default.
@@ -46,9 +47,9 @@ class WarmupLR(LRScheduler):
         self.warmup_iters, self.warmup_ratio = warmup_iters, warmup_ratio
         super().__init__(optimizer)
 
+    @abstractmethod
     def decay(self, step: int) -> float:
         """Factor on the peak rate after `step` steps, without the warm-up."""
-        raise NotImplementedError
 
     def warmup(self, step: int) -> float:
         """Factor of the warm-up after `step` steps; 1 behind it."""

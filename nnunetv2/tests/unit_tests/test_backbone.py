@@ -8,8 +8,8 @@ import torch
 from raw_weights import meta_dinov3, randomize
 from safetensors.torch import save_file
 
+from dinov3.hub.families import VISIONFM_MODALITIES, check_backbone
 from nnunetv2.model.backbone import FAMILIES, create_backbone, get_vit_features, load_backbone_weights
-from nnunetv2.model.backbone_families import VISIONFM_MODALITIES, check_backbone
 from nnunetv2.model.lora import enable_lora
 
 FAMILY_NAMES = list(FAMILIES)

@@ -10,7 +10,9 @@ from types import ModuleType
 import psutil
 import pytest
 import torch
+from example_plans import DATASET_JSON, PLANS
 
+from dinov3.hub.families import repository_without_timm
 from nnunetv2.experiment.decoder_options import complete_options
 from nnunetv2.experiment.derive import build_on_meta, derive_plans
 from nnunetv2.experiment.errors import ExperimentError
@@ -21,7 +23,6 @@ from nnunetv2.experiment.memory import (
     least_weight_memory,
 )
 from nnunetv2.experiment.schema import build
-from nnunetv2.model.backbone_families import repository_without_timm
 from nnunetv2.run import training_commands
 from nnunetv2.run.draw_queries import run_draw_entry
 from nnunetv2.run.run_training_m2f import run_training_entry as train_m2f
@@ -30,21 +31,6 @@ from nnunetv2.run.run_training_vit import run_training_entry as train_vit
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
 
-DATASET_JSON = {"labels": {"background": 0, "vessel": 1}, "channel_names": {"0": "x"}, "file_ending": ".png"}
-PLANS = {
-    "dataset_name": "Dataset001_Test",
-    "plans_name": "nnUNetPlans",
-    "label_manager": "LabelManager",
-    "configurations": {
-        "2d": {
-            "data_identifier": "nnUNetPlans_2d",
-            "batch_size": 2,
-            "patch_size": [64, 64],
-            "normalization_schemes": ["RGBTo01Normalization"] * 3,
-            "architecture": {},
-        }
-    },
-}
 TINY = ("model.backbone_size=tiny", "model.pretrained=false")
 PLENTY = Machine(2**60, "this machine has")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from raw_weights import origin
 
+from dinov3.hub.families import FAMILIES
 from nnunetv2.experiment.schema import load_config, packaged_configs, read_values
 from nnunetv2.model.backbone import create_backbone, load_backbone_weights
-from nnunetv2.model.backbone_families import FAMILIES
 from nnunetv2.model.model_m2f import create_segmentation_model as create_mask2former
 from nnunetv2.model.segmentation_model import count_parameters_per_part
 from nnunetv2.run.arguments import parse_arguments

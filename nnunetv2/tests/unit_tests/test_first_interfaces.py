@@ -347,12 +347,12 @@ def test_the_path_alone_makes_no_other_experiment(make_trainer, tmp_path: Path):
 def test_a_training_is_continued_with_the_same_configuration_in_another_place(base_plans, tmp_path: Path):
     first = read_arguments("--config", str(write_config(tmp_path / "here")))
     write_new_plans(tmp_path, derive(first, read_experiment(first), base_plans, DATASET_JSON, CPU))
-    (tmp_path / "dataset.json").write_text(json.dumps(DATASET_JSON))
     again = read_arguments("--c", "--config", str(write_config(tmp_path / "there")))
-    stored = stored_plans(again, read_experiment(again), tmp_path)
+    stored = stored_plans(again, read_experiment(again), tmp_path, DATASET_JSON)
     assert stored["vit_config_path"] == str(tmp_path / "here" / "mine.yaml")
     with pytest.raises(ExperimentError, match="trained with another configuration"):
-        stored_plans(again, replace(read_experiment(again), trainer="nnUNetTrainer_mymodel"), tmp_path)
+        other = replace(read_experiment(again), trainer="nnUNetTrainer_mymodel")
+        stored_plans(again, other, tmp_path, DATASET_JSON)
 
 
 # --- what a training notes of itself --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from example_plans import DATASET_JSON, PLANS
 
 from nnunetv2.experiment.decoder_options import complete_options
 from nnunetv2.experiment.derive import build_on_meta, derive_plans
@@ -11,21 +12,6 @@ from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.schema import build
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
-PLANS = {
-    "dataset_name": "Dataset001_Test",
-    "plans_name": "nnUNetPlans",
-    "label_manager": "LabelManager",
-    "configurations": {
-        "2d": {
-            "data_identifier": "nnUNetPlans_2d",
-            "batch_size": 2,
-            "patch_size": [64, 64],
-            "normalization_schemes": ["RGBTo01Normalization"] * 3,
-            "architecture": {},
-        }
-    },
-}
-DATASET_JSON = {"labels": {"background": 0, "vessel": 1}, "channel_names": {"0": "R", "1": "G", "2": "B"}}
 NARROW_CLASS = """
 from nnunetv2.model.model_dpt import DPTSegmentationModel
 
@@ -90,3 +76,29 @@ def test_keywords_of_the_backbone_are_no_options_of_a_decoder(module, key: str):
 def test_annotations_that_cannot_be_evaluated_check_nothing(module, annotation: str):
     source = f'def create_segmentation_model(num_classes, width: "{annotation}" = 3, **options):\n    """Nothing."""\n'
     assert complete_options(module(source), {"width": [1]}) == {"width": [1]}
+
+
+FOR_TYPE_CHECKERS = '''
+from __future__ import annotations
+from typing import TYPE_CHECKING
+from nnunetv2.model.model_dpt import DPTSegmentationModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+def create_segmentation_model(
+    num_classes, sizes: Sequence[int] = (1,), width: int = 3, **options
+) -> DPTSegmentationModel:
+    """Nothing."""
+'''
+
+
+def test_an_annotation_for_type_checkers_costs_no_other_its_check(module):
+    name = module(FOR_TYPE_CHECKERS)
+    assert complete_options(name, {"sizes": [2], "readout_type": "add"})["sizes"] == [
+        2
+    ]  # the base's, by the return type
+    with pytest.raises(ExperimentError, match=r"model\.decoder\.width: Input should be a valid integer, found \[1\]"):
+        complete_options(name, {"width": [1]})
+    with pytest.raises(ExperimentError, match=r"unknown key model\.decoder\.readout "):
+        complete_options(name, {"readout": "add"})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinov3.hub.families import IMAGENET, VISIONFM_MODALITIES
 from nnunetv2.experiment.derive import architecture_keywords, derive_plans, resolve_input_norm
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import (
@@ -20,7 +21,6 @@ from nnunetv2.experiment.plans import (
 )
 from nnunetv2.experiment.schema import build
 from nnunetv2.model.backbone import create_backbone
-from nnunetv2.model.backbone_families import IMAGENET, VISIONFM_MODALITIES
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.study.config import read_groups, read_study
+from nnunetv2.study.config import read_study
 from nnunetv2.study.runs import expand
 
 STUDY = """
@@ -102,13 +102,3 @@ def test_runs_of_one_name_are_refused(folder: Path):
     file = write(folder, "  first_seed1: {config: dpt}", "seeds: [null, 1]")
     with pytest.raises(ExperimentError, match="both be called .*first_seed1__fold_0: first_seed1, fold 0; first, fold"):
         expand(read_study(file))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("case,patient\na,1\n", "line 2: needs the columns case and group"), ("case,group\na,1\na,2\n", "'a' .* twice")],
-)
-def test_wrong_groups_are_refused(tmp_path: Path, text: str, message: str):
-    (tmp_path / "groups.csv").write_text(text)
-    with pytest.raises(ExperimentError, match=message):
-        read_groups(tmp_path / "groups.csv")

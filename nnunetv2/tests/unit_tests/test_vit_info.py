@@ -7,9 +7,9 @@ import pytest
 import torch
 from raw_weights import meddinov3, meta_dinov3, origin
 
+from dinov3.hub.families import FAMILIES
 from nnunetv2.experiment.decoder_options import packaged_decoders
 from nnunetv2.experiment.schema import packaged_configs
-from nnunetv2.model.backbone_families import FAMILIES
 from nnunetv2.run.vit_info import run_info_entry
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_plans import CONFIGURATION, DATASET_JSON, PLANS
 from raw_weights import RawFile, meta_dinov3, retfound_mae
 
 from dinov3.weights.layouts import read_weights
@@ -16,25 +17,11 @@ from nnunetv2.run import run_training as nnunet
 from nnunetv2.run.run_training_vit import run_training_entry
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
 
-DATASET_JSON = {
-    "labels": {"background": 0, "vessel": 1},
-    "channel_names": {"0": "R", "1": "G", "2": "B"},
-    "file_ending": ".png",
-}
-PLANAR = {
-    "data_identifier": "nnUNetPlans_2d",
-    "batch_size": 2,
-    "patch_size": [64, 64],
-    "batch_dice": False,
-    "normalization_schemes": ["RGBTo01Normalization"] * 3,
-    "architecture": {},
-}
-PLANS = {
-    "dataset_name": "Dataset001_Test",
-    "plans_name": "nnUNetPlans",
-    "label_manager": "LabelManager",
+# All of them are derived, with the same weights.
+ALL_PLANS = {
+    **PLANS,
     "configurations": {
-        "2d": PLANAR,
+        "2d": CONFIGURATION,
         "2d_small": {"inherits_from": "2d", "patch_size": [32, 32]},
         "2d_large": {"inherits_from": "2d", "patch_size": [96, 96]},
     },
@@ -67,7 +54,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (folder / "nnUNetPlans_2d").mkdir(parents=True)
     (folder / "nnUNetPlans_2d" / "case.b2nd").touch()
     (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
-    (folder / "nnUNetPlans.json").write_text(json.dumps(PLANS))
+    (folder / "nnUNetPlans.json").write_text(json.dumps(ALL_PLANS))
     yield
     os.environ.clear()
     os.environ.update(variables)

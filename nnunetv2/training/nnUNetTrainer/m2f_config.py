@@ -6,18 +6,15 @@ from typing import Annotated, Any, ClassVar, Optional
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from dinov3.configuration.schema import rule
 from dinov3.eval.segmentation.config import M2FTrainConfig as LossDefaults
 from nnunetv2.experiment.decoder_options import MASK2FORMER
-from nnunetv2.experiment.schema import Section, rule
+from nnunetv2.training.nnUNetTrainer.experiment_config import BelowOne, Optimizer, Precision, Schedule
 from nnunetv2.training.nnUNetTrainer.vit_config import (
     M2F_TRAINER,
     BackboneConfig,
-    BelowOne,
-    NotEmpty,
-    Optimizer,
-    Precision,
-    Schedule,
-    TrainConfig,
+    BackboneTrainConfig,
+    Layers,
     ViTLoRAConfig,
     ViTnnUNetConfig,
     is_ascending,
@@ -78,7 +75,7 @@ class M2FLoRAConfig(ViTLoRAConfig):
     """Low-rank adaptation of the backbone: key `lora`; on by default."""
 
     enabled: bool = True
-    target_modules: Annotated[list[str], NotEmpty] = field(default_factory=lambda: ["qkv", "proj"])
+    target_modules: Layers = field(default_factory=lambda: ["qkv", "proj"])
     lora_dropout: BelowOne = 0.1
 
     @model_validator(mode="before")
@@ -91,7 +88,7 @@ class M2FLoRAConfig(ViTLoRAConfig):
 
 
 @dataclass
-class M2FTrainConfig(LossDefaults, Section):
+class M2FTrainConfig(LossDefaults):
     """The loss of mask classification: key `m2f_train`. The defaults are inherited."""
 
     num_points: PositiveInt
@@ -121,7 +118,7 @@ class M2FTrainConfig(LossDefaults, Section):
 
 
 @dataclass
-class M2FOptimisationConfig(TrainConfig):
+class M2FOptimisationConfig(BackboneTrainConfig):
     """The training: key `train`; the maximum gradient norm is the root's `gradient_clip`."""
 
     optimizer: Optimizer = "adamw"

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Optional
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
+from dinov3.configuration.schema import OneOf, Section, read
 from nnunetv2.experiment.decoder_options import complete_options
-from nnunetv2.experiment.schema import OneOf, Section, read
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTLoRAConfig, ViTModelConfig, ViTnnUNetConfig, ViTTrainConfig
 
 # ruff: noqa: UP045  (as in vit_config)

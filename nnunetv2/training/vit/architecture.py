@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from nnunetv2.model.backbone_families import TIMM_PREFIX
+from dinov3.hub.families import TIMM_PREFIX
 
 BLOCK = re.compile(r"blocks\.\d+\.")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nnunetv2.experiment.files import replace_when_complete
+from dinov3.files import replace_when_complete
 
 TERMS = ("loss_mask", "loss_dice", "loss_cross_entropy")
 PHASES = ("train", "val")

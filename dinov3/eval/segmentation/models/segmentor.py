@@ -23,21 +23,35 @@ DECODER_TYPES = ("m2f", "linear")
 
 
 class IntermediateFeatures(nn.Module):
-    """The feature maps of some blocks of a ViT, after its final norm.
+    """The feature maps of some blocks of a ViT.
 
     Args:
         feature_model: a plain ViT of timm, also under peft.
         layers: 0-based indices of the blocks.
         lora_enabled: keep the adapters' matrices (`lora_`) trainable, and nothing else.
         freeze_backbone: without adapters: freeze the ViT.
+        norm: apply the ViT's final norm to every map.
+        cls_token: pair every map with the class token of its block.
+
+    Raises:
+        ValueError: the class token is asked of a ViT that has none.
     """
 
     def __init__(
-        self, feature_model: nn.Module, layers: Sequence[int], lora_enabled: bool, freeze_backbone: bool
+        self,
+        feature_model: nn.Module,
+        layers: Sequence[int],
+        lora_enabled: bool,
+        freeze_backbone: bool,
+        norm: bool = True,
+        cls_token: bool = False,
     ) -> None:
         super().__init__()
+        if cls_token and getattr(feature_model, "cls_token", None) is None:
+            raise ValueError("use_cls_token: this ViT has no class token")
         self.feature_model = feature_model
         self.layers = list(layers)
+        self.norm, self.cls_token = norm, cls_token
         self.size_multiple: int = feature_model.patch_embed.patch_size[0]
         freeze(feature_model, lora_enabled, freeze_backbone)
         self.train(self.training)
@@ -48,9 +62,18 @@ class IntermediateFeatures(nn.Module):
         eval_if_frozen(self.feature_model)
         return self
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Map images (B, C, H, W) to maps (B, embed_dim, h, w), one per block; images are padded to whole patches."""
-        return get_vit_features(self.feature_model, pad_to_multiple(x, self.size_multiple), self.layers)
+    def forward(self, x: Tensor) -> list[Tensor] | list[tuple[Tensor, Tensor]]:
+        """Map images to the features of each block; images are padded to whole patches.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            Maps (B, embed_dim, h, w), or pairs of a map and the class token, (B, embed_dim).
+        """
+        padded = pad_to_multiple(x, self.size_multiple)
+        features = get_vit_features(self.feature_model, padded, self.layers, self.cls_token, norm=self.norm)
+        return [(patches, prefix[:, 0]) for patches, prefix in features] if self.cls_token else features
 
 
 class FeatureDecoder(nn.Module):
@@ -59,10 +82,12 @@ class FeatureDecoder(nn.Module):
     Args:
         backbone: images to maps; its `size_multiple` says to multiples of what images are padded for it.
         decoder: maps to logits, or to queries.
-        autocast_dtype: precision of the computation, where it is not float32.
+        autocast_dtype: precision of the computation, where it is not float32; None: what autocast says around the call.
     """
 
-    def __init__(self, backbone: nn.Module, decoder: nn.Module, autocast_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, backbone: nn.Module, decoder: nn.Module, autocast_dtype: torch.dtype | None = torch.float32
+    ) -> None:
         super().__init__()
         self.segmentation_model = nn.ModuleList([backbone, decoder])
         self.autocast_dtype = autocast_dtype
@@ -96,9 +121,10 @@ class FeatureDecoder(nn.Module):
         return crop_output(output, padded.shape[-2:], inputs.shape[-2:])
 
 
-def _size(features: dict[str, Tensor] | Sequence[Tensor]) -> Sequence[int]:
+def _size(features: dict[str, Tensor] | Sequence[Tensor] | Sequence[tuple[Tensor, Tensor]]) -> Sequence[int]:
     """Of the first map."""
-    return next(iter(features.values() if isinstance(features, dict) else features)).shape[-2:]
+    first = next(iter(features.values() if isinstance(features, dict) else features))
+    return (first if isinstance(first, Tensor) else first[0]).shape[-2:]
 
 
 def build_segmentation_decoder(
@@ -108,11 +134,14 @@ def build_segmentation_decoder(
     hidden_dim: int = 2048,
     num_classes: int = 150,
     dropout: float = 0.1,
-    autocast_dtype: torch.dtype = torch.float32,
+    autocast_dtype: torch.dtype | None = torch.float32,
     lora_enabled: bool = False,
     num_queries: int = 100,
     *,
     freeze_backbone: bool = True,
+    use_batchnorm: bool = True,
+    use_cls_token: bool = False,
+    use_backbone_norm: bool = True,
     **head_options: int,
 ) -> FeatureDecoder:
     """Join a ViT and a decoder, which is created on the device of the ViT; that may be `meta`.
@@ -125,28 +154,33 @@ def build_segmentation_decoder(
         hidden_dim: `m2f`: channels of the head.
         num_classes: number of classes.
         dropout: `linear`: probability that a channel is dropped in training.
-        autocast_dtype: precision of the computation, where it is not float32.
+        autocast_dtype: precision of the computation, where it is not float32; None: what autocast says around the call.
         lora_enabled: keep the adapters' matrices (`lora_`) of the ViT trainable, and nothing else of it.
         num_queries: `m2f`: number of queries.
         freeze_backbone: without adapters: freeze the ViT.
+        use_batchnorm: `linear`: whether there is a batch norm before the classifier.
+        use_cls_token: `linear`: whether the class token is joined to every patch.
+        use_backbone_norm: whether the ViT's final norm is applied to every feature layer; always with `m2f`.
         head_options: `m2f`: further keywords of `Mask2FormerHead`, such as `dim_feedforward`.
 
     Raises:
-        ValueError: an unknown decoder, a model that is no plain ViT, or feature layers that cannot be.
+        ValueError: an unknown decoder, a model that is no plain ViT, feature layers that cannot be, or features that
+            the decoder does not read.
     """
     if decoder_type not in DECODER_TYPES:
         raise ValueError(f"decoder_type must be one of {', '.join(DECODER_TYPES)}, found {decoder_type!r}")
-    vit = backbone_model.get_base_model() if hasattr(backbone_model, "get_base_model") else backbone_model
-    if not isinstance(vit, (Eva, VisionTransformer)):
-        raise ValueError(f"the ViT must be timm's Eva or VisionTransformer, found {type(vit).__name__}")
-    if is_dinov3(vit):
-        match_reference(vit)
-    layers = layer_indices(backbone_out_layers, len(vit.blocks))
+    layers = layer_indices(backbone_out_layers, len(_prepared(backbone_model).blocks))
     with backbone_model.patch_embed.proj.weight.device:  # what is new is created where the ViT is
         if decoder_type == "linear":
-            features = IntermediateFeatures(backbone_model, layers, lora_enabled, freeze_backbone)
-            head = LinearHead([backbone_model.embed_dim] * len(layers), num_classes, dropout=dropout)
-            return FeatureDecoder(features, head, autocast_dtype)
+            features = IntermediateFeatures(
+                backbone_model, layers, lora_enabled, freeze_backbone, use_backbone_norm, use_cls_token
+            )
+            channels = [backbone_model.embed_dim] * len(layers)
+            return FeatureDecoder(
+                features, LinearHead(channels, num_classes, use_batchnorm, use_cls_token, dropout), autocast_dtype
+            )
+        if use_cls_token or not use_backbone_norm:
+            raise ValueError("Mask2Former reads normalised features without the class token")
         adapter = DINOv3_Adapter(backbone_model, layers, lora_enabled=lora_enabled, freeze_backbone=freeze_backbone)
         shape = (backbone_model.embed_dim, 0, 0, COMMON_STRIDE)
         head = Mask2FormerHead(
@@ -154,3 +188,13 @@ def build_segmentation_decoder(
         )
         # the adapter is in evaluation mode, as the reference's is, until the whole is set to training
         return FeatureDecoder(adapter.eval(), head, autocast_dtype)
+
+
+def _prepared(backbone: nn.Module) -> nn.Module:
+    """The ViT itself, without peft's wrapper; a DINOv3 is made to compute like the reference."""
+    vit = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
+    if not isinstance(vit, (Eva, VisionTransformer)):
+        raise ValueError(f"the ViT must be timm's Eva or VisionTransformer, found {type(vit).__name__}")
+    if is_dinov3(vit):
+        match_reference(vit)
+    return vit

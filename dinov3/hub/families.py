@@ -3,11 +3,10 @@
 Nothing heavy is imported here, so that a configuration is checked before torch is.
 """
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dinov3.errors import did_you_mean
 from dinov3.hub.architectures import ARCHITECTURES
 
 TINY = "tiny"
@@ -120,12 +119,6 @@ FAMILIES: dict[str, BackboneFamily] = {
         statistics=VISIONFM_MODALITIES,
     ),
 }
-
-
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the entry of `allowed` that is most like `name`, or an empty string."""
-    matches = difflib.get_close_matches(name, list(allowed), n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def get_family(name: str) -> BackboneFamily:

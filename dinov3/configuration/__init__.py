@@ -1,0 +1,1 @@
+"""Configuration files and the rules that their values keep."""

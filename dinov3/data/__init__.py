@@ -1,0 +1,1 @@
+"""Data sets for segmentation: finding, checking, reading and loading pairs of an image and its labels."""

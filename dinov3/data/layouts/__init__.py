@@ -1,0 +1,1 @@
+"""How data sets lie on the disk: a module for each layout, and the table of all."""
