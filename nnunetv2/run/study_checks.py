@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from nnunetv2.run.cpu_cores import check_process_counts
 from nnunetv2.run.train_experiment import base_plans, check_training_cases, derive, read_experiment
 from nnunetv2.run.training_commands import TRAIN_VIT
 from nnunetv2.study.config import StudyConfig
-from nnunetv2.study.runs import Run
+from nnunetv2.study.runs import Run, study_folder
 from nnunetv2.study.state import CHECKPOINTS, has_checkpoint, is_validated
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def check_runs(study: StudyConfig, runs: Sequence[Run], device: "torch.device | 
         sizes.append(size)
     refuse(dict.fromkeys(problems), f"the study {study.name!r}")
     check_disk_space(Path(str(nnUNet_results)), needed + num_workers * MORE_WHILE_TRAINING * max(sizes))
+    _create_folder(study)
     if set(study.folds) != {"all"}:
         _create_split(study, folder)
 
@@ -130,6 +132,16 @@ def _refuse_changes(file: Path, differences: Any) -> None:
 def _bytes_missing(run: Run, size: int) -> int:
     found = [run.folder / name for name in CHECKPOINTS if (run.folder / name).is_file()]
     return max(0, KEPT_CHECKPOINTS - len(found)) * size
+
+
+def _create_folder(study: StudyConfig) -> None:
+    folder = study_folder(study)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(f"cannot create {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ExperimentError(f"cannot write into {folder}")
 
 
 def _create_split(study: StudyConfig, folder: Path) -> None:

@@ -28,13 +28,13 @@ def state(run: Run) -> State:
 
 def is_locked(run: Run) -> bool:
     """Whether a training holds the lock of a run."""
-    try:
-        with run.lock.open("rb") as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    if not run.lock.is_file():
         return False
-    except OSError:  # held by another process
-        return True
+    with run.lock.open("rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # held by another process
+            return True
     return False
 
 

@@ -70,6 +70,10 @@ def test_killed_in_the_middle_and_run_again_it_gives_the_numbers_of_the_single_c
 
     before = workplace.files()
     assert "2 of 2 runs finished" in workplace.run("nnUNetv2_vit_study", "run", study)
+    study.write_text(study.read_text().replace("train.num_epochs=2", "train.num_epochs=3"))
+    result = workplace.attempt("nnUNetv2_vit_study", "run", study)
+    assert result.returncode == 2 and "changed since it was started (then → now):" in result.stderr
+    assert "train.num_epochs: 2 → 3" in result.stderr
     assert workplace.files() == before  # finished runs are left alone
 
 
