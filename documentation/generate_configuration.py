@@ -19,6 +19,7 @@ from nnunetv2.experiment.decoder_options import FACTORY, load_decoder, packaged_
 from nnunetv2.experiment.schema import packaged_configs
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
+from nnunetv2.training.nnUNetTrainer.unet_config import UNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 HEADER = "| key | default | allowed | what it is |"
@@ -30,7 +31,10 @@ OWN_OPTIONS = {
     ("nnunetv2.model.primus", "multiscale"): "read the maps of four depths, not only the last one's",
 }
 # The types of values that a schema leaves to a rule.
-ANY_TYPES = {"model.backbone_out_layers": "str or list of int"}
+ANY_TYPES = {
+    "model.backbone_out_layers": "str or list of int",
+    "train.training_groups": "str, mapping of str to str or null",
+}
 # Names of JSON Schema to those of this page.
 TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "str", "array": "list", "object": "mapping"}
 TYPES["null"] = "null"
@@ -85,6 +89,13 @@ A configuration of [Mask2Former](mask2former/README.md) names no decoder: the he
 the adapter reads, stand in `model` itself. The section `m2f_train` is the loss. `train` has no `gradient_clip` here: it
 stands at the root. What is not in this table is as above; without `--config` or `--m2f_config` the command
 `nnUNetv2_train_m2f` takes `m2f_default`.
+
+"""
+
+UNET = """## The schema of `nnUNetTrainer_unet`
+
+A configuration of the [U-Net](unet.md) has no section `model` or `lora`: the network is that of nnU-Net's plans.
+`train` is as above, without `layer_decay` and `backbone_lr_factor`.
 
 """
 
@@ -157,6 +168,7 @@ def page() -> str:
         parts.append(table(f"`{title}`" if prefix else title, HEADER, rows(schema, prefix)))
     parts.append(own_section(FLAT, SegFormernnUNetConfig))
     parts.append(own_section(M2F, M2FnnUNetConfig))
+    parts.append(own_section(UNET, UNetConfig))
     for module in packaged_decoders():
         parts.append(table(f"`model.decoder` of `{module}`", OPTION_HEADER, option_rows(module)))
     parts.append("## Packaged configurations\n\n" + "".join(f"- `{name}`\n" for name in packaged_configs()) + "\n")

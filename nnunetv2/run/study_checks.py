@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinov3.configuration.schema import refuse
 from nnunetv2.experiment.dataset import check_fold, find_dataset, preprocessed_folder, read_dataset_json
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import (
@@ -16,14 +18,13 @@ from nnunetv2.experiment.plans import (
     read_plans,
     resolve,
 )
-from nnunetv2.experiment.schema import refuse
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.arguments import TrainingArguments, parse_arguments
 from nnunetv2.run.cpu_cores import check_process_counts
-from nnunetv2.run.train_experiment import base_plans, derive, read_experiment
+from nnunetv2.run.train_experiment import base_plans, check_training_cases, derive, read_experiment
 from nnunetv2.run.training_commands import TRAIN_VIT
 from nnunetv2.study.config import StudyConfig
-from nnunetv2.study.runs import Run
+from nnunetv2.study.runs import Run, study_folder
 from nnunetv2.study.state import CHECKPOINTS, has_checkpoint, is_validated
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def check_runs(study: StudyConfig, runs: Sequence[Run], device: "torch.device | 
         sizes.append(size)
     refuse(dict.fromkeys(problems), f"the study {study.name!r}")
     check_disk_space(Path(str(nnUNet_results)), needed + num_workers * MORE_WHILE_TRAINING * max(sizes))
+    _create_folder(study)
     if set(study.folds) != {"all"}:
         _create_split(study, folder)
 
@@ -85,6 +87,8 @@ def _check_plans(runs: Sequence[Run], folder: Path, device: "torch.device | None
         plans = _begun_plans(args, stored, config, dataset_json)
     else:
         plans = derive(args, config, base_plans(args, folder), dataset_json, device)
+        for run in runs:
+            check_training_cases(folder, resolve(plans, args.configuration), check_fold(folder, run.fold))
         for file, former in stored.items():
             _refuse_changes(file, differences_between(former, json.loads(json.dumps(plans))))
     configuration = resolve(plans, args.configuration)
@@ -128,6 +132,16 @@ def _refuse_changes(file: Path, differences: Any) -> None:
 def _bytes_missing(run: Run, size: int) -> int:
     found = [run.folder / name for name in CHECKPOINTS if (run.folder / name).is_file()]
     return max(0, KEPT_CHECKPOINTS - len(found)) * size
+
+
+def _create_folder(study: StudyConfig) -> None:
+    folder = study_folder(study)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(f"cannot create {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ExperimentError(f"cannot write into {folder}")
 
 
 def _create_split(study: StudyConfig, folder: Path) -> None:

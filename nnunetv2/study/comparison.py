@@ -1,8 +1,11 @@
 """What the report on a study compares."""
 
+from pathlib import Path
+
 from nnunetv2.experiment.dataset import find_dataset
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.study.config import StudyConfig, read_groups
+from nnunetv2.experiment.groups import read_groups
+from nnunetv2.study.config import StudyConfig
 from nnunetv2.study.members import Comparison, Member
 from nnunetv2.study.runs import Run, expand
 from nnunetv2.study.state import failure_of, state
@@ -24,7 +27,7 @@ def comparison_of(study: StudyConfig) -> Comparison:
         configuration=study.configuration,
         members=[Member(r.experiment, r.fold, r.seed, r.num_training_cases, r.folder) for r in finished],
         baseline=study.baseline or next(iter(study.experiments)),
-        groups=None if study.groups is None else read_groups(study.groups),
+        groups=None if study.groups is None else read_groups(Path(study.groups)),
         tubular=list(study.tubular),
         nsd_tolerance=study.nsd_tolerance,
         missing=[_missing(run, current) for run, current in states.items() if current != "finished"],

@@ -1,6 +1,5 @@
 """The file of a study: what stands in it, with its defaults and rules."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,25 +7,18 @@ from typing import Annotated, Any, Optional, Union
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from dinov3.configuration.schema import OneOf, Section, build, check, describe, read
+from dinov3.configuration.yaml_files import ConfigFiles, find_file
 from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.groups import read_groups
 from nnunetv2.experiment.plans import check_name
-from nnunetv2.experiment.schema import (
-    OneOf,
-    Section,
-    build,
-    check,
-    describe,
-    find_config,
-    find_file,
-    packaged_configs,
-    read,
-    read_values,
-)
+from nnunetv2.experiment.schema import find_config, packaged_configs
 
 # `Optional[...]` and `Union[...]` in the fields, as in the configuration of an experiment
 # ruff: noqa: UP007, UP045
 
 REQUIRED = ("name", "dataset", "experiments")
+STUDIES = ConfigFiles((), keys="name, dataset and experiments", example="name=study")  # none is packaged
 # The keys of an experiment that the study sets, and the key of the study that says how
 SET_BY_STUDY = {
     "train.seed": "seeds",
@@ -83,10 +75,6 @@ class StudyConfig(Section):
     """number of GPUs per training (`-num_gpus`)"""
     npz: bool = False
     """save the probabilities of the validation (`--npz`), from which the report tells the calibration"""
-
-    def stored(self) -> "StudyConfig":
-        """The study as it is checked: this one."""
-        return self
 
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about the values."""
@@ -148,7 +136,7 @@ def read_study(path: str | Path) -> StudyConfig:
     if file is None:
         raise ExperimentError(f"no such file: {str(path)!r}")
     try:
-        values = read_values(file)
+        values = STUDIES.read(file)
     except ExperimentError as error:
         hint = ""
         if "=[" in file.read_text(encoding="utf-8", errors="replace"):
@@ -178,30 +166,8 @@ def _groups_of(name: str, study_file: Path) -> str:
     path = find_file(name, study_file.parent)
     if path is None:
         raise ExperimentError(f"{study_file}: groups: no such file: {name!r}")
-    read_groups(path)
-    return str(path.absolute())
-
-
-def read_groups(path: str | Path) -> dict[str, str]:
-    """Read the group of every case from a CSV file.
-
-    Args:
-        path: a file with the columns `case` and `group`.
-
-    Raises:
-        ExperimentError: it lacks a column or a value, or a case stands there twice.
-    """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ExperimentError(f"cannot read {path} as CSV: {error}") from error
-    groups: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        case, group = (row.get("case") or "").strip(), (row.get("group") or "").strip()
-        if not case or not group:
-            raise ExperimentError(f"{path}, line {number}: needs the columns case and group, found {row}")
-        if case in groups:
-            raise ExperimentError(f"{path}, line {number}: the case {case!r} stands there twice")
-        groups[case] = group
-    return groups
+        read_groups(path)
+    except ExperimentError as error:
+        raise ExperimentError(f"{study_file}: groups: {error}") from error
+    return str(path.absolute())

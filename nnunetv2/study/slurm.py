@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2.experiment.errors import ExperimentError, in_one_line
+from dinov3.errors import ExperimentError, in_one_line
 from nnunetv2.study.runs import Run
 from nnunetv2.study.state import state
 from nnunetv2.study.training import conclude, start, stop

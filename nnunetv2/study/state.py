@@ -5,7 +5,7 @@ import fcntl
 import json
 from typing import Literal
 
-from nnunetv2.experiment.files import replace_when_complete
+from dinov3.files import replace_when_complete
 from nnunetv2.study.runs import Run
 
 State = Literal["waiting", "running", "interrupted", "finished", "failed"]
@@ -28,13 +28,13 @@ def state(run: Run) -> State:
 
 def is_locked(run: Run) -> bool:
     """Whether a training holds the lock of a run."""
-    try:
-        with run.lock.open("rb") as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    if not run.lock.is_file():
         return False
-    except OSError:  # held by another process
-        return True
+    with run.lock.open("rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # held by another process
+            return True
     return False
 
 
