@@ -44,7 +44,7 @@ def create_parser() -> argparse.ArgumentParser:
     add("-o", required=True, type=Path, metavar="FOLDER", help="the folder to write")
     add("-f", nargs="+", metavar="FOLD", help="folds (default: all that were trained)")
     add("--baseline", metavar="EXPERIMENT", help="what the others are compared with (default: the first)")
-    add("--groups", metavar="CSV", help="file with the columns case and group, for grouped resampling")
+    add("--groups", type=Path, metavar="CSV", help="file with the columns case and group, for grouped resampling")
     add("--tubular", nargs="+", type=int, default=[], metavar="LABEL", help="labels of tubular structures")
     add("--nsd-tolerance", type=float, default=1.0, help="of the surface Dice, in mm or pixels (default: %(default)s)")
     add("--processes", type=int, metavar="N", help="that measure the cases (default: one per core)")
@@ -62,6 +62,7 @@ def compare(args: argparse.Namespace) -> None:
     if args.processes is not None and args.processes < 1:
         raise ExperimentError(f"--processes must be at least 1, found {args.processes}")
     # pandas and matplotlib are loaded here: `--help` is answered at once
+    from nnunetv2.experiment.groups import read_groups
     from nnunetv2.study.report.folders import comparison_of_folders
     from nnunetv2.study.report.write import write_report
 
@@ -71,17 +72,9 @@ def compare(args: argparse.Namespace) -> None:
         args.experiments,
         folds=args.f,
         baseline=args.baseline,
-        groups=_groups(args.groups),
+        groups=None if args.groups is None else read_groups(args.groups),
         tubular=args.tubular,
         nsd_tolerance=args.nsd_tolerance,
     )
     write_report(comparison, args.o, args.processes)
     print(f"the report is {args.o / 'report.html'}")
-
-
-def _groups(path: str | None) -> dict[str, str] | None:
-    if path is None:
-        return None
-    from nnunetv2.study.config import read_groups
-
-    return read_groups(path)

@@ -279,11 +279,12 @@ def test_compare_takes_plans_and_folders(simulation: Simulation, monkeypatch: py
     written: list[tuple] = []
     monkeypatch.setattr("nnunetv2.study.report.write.write_report", lambda *arguments: written.append(arguments))
     models = ["unet=nnUNetPlans_unet", "nnUNetTrainer__nnUNetPlans_upernet__2d"]
-    options = ["--baseline", "unet", "--tubular", "1"]
+    (simulation.root / "groups.csv").write_text("case,group\nimage_000,a\n")
+    options = ["--baseline", "unet", "--tubular", "1", "--groups", str(simulation.root / "groups.csv")]
     run_compare_entry(["-d", "950", "-c", "2d", *models, *options, "-o", str(simulation.root / "report")])
     ((comparison, output, processes),) = written
     assert output == simulation.root / "report" and processes is None
-    assert comparison.groups is None and comparison.tubular == [1] and comparison.baseline == "unet"
+    assert comparison.groups == {"image_000": "a"} and comparison.tubular == [1] and comparison.baseline == "unet"
     assert [(member.experiment, member.fold, member.folder) for member in comparison.members] == [
         (name, str(fold), simulation.fold_folder(experiment, fold))
         for name, experiment in (("unet", "unet"), ("nnUNetTrainer__nnUNetPlans_upernet__2d", "upernet"))
