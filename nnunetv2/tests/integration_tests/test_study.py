@@ -17,6 +17,7 @@ from slurm_cluster import slurm_cluster, why_not
 
 from dinov3.weights.reading import read_checkpoint
 
+pytestmark = pytest.mark.xdist_group("study")  # what the single commands give is trained once
 COMMAND = "nnUNetv2_vit_study"
 TRAIN = (
     *("train.num_epochs=2", "train.num_iterations_per_epoch=1", "train.num_val_iterations_per_epoch=1"),
