@@ -156,7 +156,7 @@ def test_shared_parameters_are_counted_once():
 def test_flops_and_hash_are_those_of_the_experiment():
     small, large = derive(plans_of()), derive(plans_of(), "train.patch_size=[128,128]")
     (flops, reason), (more, _) = count_flops(small, 2), count_flops(large, 2)
-    assert reason is None and 4 * flops < more < 4.2 * flops  # four times the pixels, and one stage more
+    assert reason is None and 4 * flops < more < 5 * flops  # four times the pixels, and one stage more
     assert configuration_hash(small) == configuration_hash(copy.deepcopy(small)) != configuration_hash(large)
     assert configuration_hash({**small, "vit": {**small["vit"], "trainer": "other"}}) != configuration_hash(small)
     assert len(configuration_hash(small)) == 40
