@@ -1,6 +1,7 @@
 """The plain U-Net as an experiment: its configuration, and its architecture at the patch size of the experiment."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from nnunetv2.model.model_upernet import create_segmentation_model
 from nnunetv2.model.parameter_counts import count_parameters_per_part
 from nnunetv2.training.nnUNetTrainer.unet_config import UNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
-from nnunetv2.training.vit.cost import configuration_hash, count_flops
+from nnunetv2.training.vit.cost import add_validation, configuration_hash, count_flops, read_cost
 
 
 def architecture(kind: str, side: int) -> dict:
@@ -163,6 +164,15 @@ def test_flops_and_hash_are_those_of_the_experiment():
     small["architecture"]["arch_kwargs"]["n_stages"] = 2
     flops, reason = count_flops(small, 2)
     assert flops is None and "n_conv_per_stage" in reason
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"epochs": 3}'])
+def test_a_damaged_file_of_costs_counts_as_none(content: str, tmp_path: Path):
+    assert read_cost(tmp_path) == {}
+    (tmp_path / "cost.json").write_text(content)
+    assert read_cost(tmp_path) == {}
+    add_validation(tmp_path, 3.0)
+    assert (tmp_path / "cost.json").read_text() == content
 
 
 def test_the_flops_are_counted_as_on_a_real_device():
