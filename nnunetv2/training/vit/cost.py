@@ -40,7 +40,7 @@ def read_cost(folder: Path) -> dict[str, Any]:
         cost = read_json(folder / FILE)
     except (ExperimentError, FileNotFoundError):
         return {}
-    return cost if isinstance(cost, dict) and COUNTED <= cost.keys() else {}
+    return cost if isinstance(cost, dict) and cost.keys() >= COUNTED else {}
 
 
 class CostLog:
