@@ -19,6 +19,7 @@ from nnunetv2.experiment.decoder_options import FACTORY, load_decoder, packaged_
 from nnunetv2.experiment.schema import packaged_configs
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
+from nnunetv2.training.nnUNetTrainer.unet_config import UNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
 HEADER = "| key | default | allowed | what it is |"
@@ -30,7 +31,10 @@ OWN_OPTIONS = {
     ("nnunetv2.model.primus", "multiscale"): "read the maps of four depths, not only the last one's",
 }
 # The types of values that a schema leaves to a rule.
-ANY_TYPES = {"model.backbone_out_layers": "str or list of int"}
+ANY_TYPES = {
+    "model.backbone_out_layers": "str or list of int",
+    "train.training_groups": "str, mapping of str to str or null",
+}
 # Names of JSON Schema to those of this page.
 TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "str", "array": "list", "object": "mapping"}
 TYPES["null"] = "null"
@@ -88,6 +92,13 @@ stands at the root. What is not in this table is as above; without `--config` or
 
 """
 
+UNET = """## The schema of `nnUNetTrainer_unet`
+
+A configuration of the [U-Net](unet.md) has no section `model` or `lora`: the network is that of nnU-Net's plans.
+`train` is as above, without `layer_decay` and `backbone_lr_factor`.
+
+"""
+
 
 def rows(schema: type, prefix: str, known: type | None = None) -> Iterator[str]:
     """Yield the table rows of a configuration class, inherited ones included, those of nested classes not.
@@ -136,6 +147,8 @@ def type_name(kind: dict[str, Any]) -> str:
     """The name of a type: `int`, `list of int`; of some texts what they are."""
     if "enum" in kind:
         return ", ".join(kind["enum"])
+    if "anyOf" in kind:
+        return " or ".join(map(type_name, kind["anyOf"]))
     name = TYPES[kind["type"]] if "type" in kind else "any"
     return f"{name} of {type_name(kind['items'])}" if "items" in kind else name
 
@@ -157,6 +170,7 @@ def page() -> str:
         parts.append(table(f"`{title}`" if prefix else title, HEADER, rows(schema, prefix)))
     parts.append(own_section(FLAT, SegFormernnUNetConfig))
     parts.append(own_section(M2F, M2FnnUNetConfig))
+    parts.append(own_section(UNET, UNetConfig))
     for module in packaged_decoders():
         parts.append(table(f"`model.decoder` of `{module}`", OPTION_HEADER, option_rows(module)))
     parts.append("## Packaged configurations\n\n" + "".join(f"- `{name}`\n" for name in packaged_configs()) + "\n")

@@ -74,7 +74,13 @@ def read_config(name: str) -> Any:
 
 def configs_of(page: str) -> list[str]:
     """Names of the packaged configurations with a decoder."""
-    return [name for name in packaged_configs() if read_config(name).model.model_path == DECODERS[page].module]
+    return [name for name in packaged_configs() if module_of(name) == DECODERS[page].module]
+
+
+def module_of(config_name: str) -> str | None:
+    """The decoder's module of a packaged configuration; None: it has no ViT."""
+    model = read_config(config_name).model
+    return None if model is None else model.model_path
 
 
 def main_configs() -> Iterator[tuple[str, str]]:

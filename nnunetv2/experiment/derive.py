@@ -1,7 +1,6 @@
 """Derive the plans of an experiment from nnU-Net's plans and a configuration; everything automatic is resolved here."""
 
 import functools
-import pydoc
 from copy import deepcopy
 from typing import Any
 
@@ -21,7 +20,9 @@ from nnunetv2.experiment.plans import (
     resolve,
 )
 from nnunetv2.experiment.pretrained_weights import PretrainedWeights
+from nnunetv2.experiment.unet import unet_architecture
 from nnunetv2.model.backbone import timm_statistics, weights_follow
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 # nnU-Net's normalisations whose result lies in [0, 1]
@@ -80,7 +81,9 @@ def derive_plans(
         network = build_on_meta(values, num_classes)
         if machine is not None and key == configuration:
             check_memory(values, network, num_classes, machine)
-        _resolve_layers(values, network, num_classes)
+        _check_forward_pass(values, network, num_classes)
+        if config.model is not None:
+            values["architecture"]["arch_kwargs"]["out_layers"] = _feature_layers(network)
     return derived
 
 
@@ -97,6 +100,9 @@ def _derive_configuration(
         value = getattr(config.train, key)
         derived[key] = derived[key] if value is None else value
     derived[EXPERIMENT_KEY] = as_stored(config)
+    if config.model is None:
+        derived["architecture"] = unet_architecture(base, derived["patch_size"])
+        return derived
     derived["architecture"] = {
         "network_class_name": f"{config.model.model_path}.{FACTORY}",
         "arch_kwargs": architecture_keywords(
@@ -189,17 +195,22 @@ def build_on_meta(configuration: dict[str, Any], num_classes: int) -> nn.Module:
     architecture = configuration["architecture"]
     channels = len(configuration["normalization_schemes"])
     try:
-        factory = pydoc.locate(architecture["network_class_name"])
         with torch.device("meta"), weights_follow():
-            options = {"num_classes": num_classes, "input_channels": channels, "deep_supervision": False}
-            return factory(**options, **architecture["arch_kwargs"]).to("meta")
+            return get_network_from_plans(
+                architecture["network_class_name"],
+                architecture["arch_kwargs"],
+                architecture.get("_kw_requires_import", ()),
+                channels,
+                num_classes,
+                allow_init=False,
+                deep_supervision=False,
+            ).to("meta")
     except Exception as error:  # a user's own decoder can raise anything
         raise not_to_be_built(error) from error
 
 
-def _resolve_layers(configuration: dict[str, Any], network: nn.Module, num_classes: int) -> None:
-    """Run the network without memory, so that nothing impossible is written; note its feature layers."""
-    architecture = configuration["architecture"]
+def _check_forward_pass(configuration: dict[str, Any], network: nn.Module, num_classes: int) -> None:
+    """Run the network without memory, so that nothing impossible is written."""
     smallest = getattr(network, "patch_size", 1)
     if min(configuration["patch_size"]) < smallest:
         raise ExperimentError(
@@ -214,17 +225,23 @@ def _resolve_layers(configuration: dict[str, Any], network: nn.Module, num_class
             channels = len(configuration["normalization_schemes"])
             images = torch.empty(configuration["batch_size"], channels, *configuration["patch_size"], device="meta")
             outputs = _logits_of_both_modes(network, images)
-        layers = list(network.feature_indices)
     except Exception as error:  # a user's own decoder can raise anything
         raise not_to_be_built(error) from error
+    factory = configuration["architecture"]["network_class_name"]
     expected = (configuration["batch_size"], num_classes, *configuration["patch_size"])
     for logits in outputs:
         if logits.shape != expected:
             raise ExperimentError(
-                f"the network of {architecture['network_class_name']} gives logits of shape {tuple(logits.shape)}, "
-                f"expected {expected}"
+                f"the network of {factory} gives logits of shape {tuple(logits.shape)}, expected {expected}"
             )
-    architecture["arch_kwargs"]["out_layers"] = layers
+
+
+def _feature_layers(network: nn.Module) -> list[int]:
+    """The blocks whose outputs the decoder gets."""
+    try:
+        return list(network.feature_indices)
+    except Exception as error:  # of a user's own decoder
+        raise not_to_be_built(error) from error
 
 
 def _logits_of_both_modes(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from nnunetv2.experiment.errors import ExperimentError
 EXPERIMENT_KEY = "vit"
 CONFIG_PATH_KEY = "vit_config_path"  # where it was read from, beside the configurations; for people, nothing reads it
 # Keys that came later, and the value with which experiments of plans without them were trained
-LATER_KEYS = {"auxiliary_losses": True}
+LATER_KEYS = {"auxiliary_losses": True, "num_training_cases": None, "training_groups": None}
 MAX_DIFFERENCES = 10
 MAX_NAME_LENGTH = 100
 NAME = re.compile(r"[^\W_]([\w.+= -]*[^\W_])?")
@@ -102,6 +102,9 @@ def resolve(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 def as_stored(config: Any) -> dict[str, Any]:
     """A configuration object as it stands in the plans, which must not depend on where a command is run."""
     stored = asdict(config)
+    stored["train"]["training_groups"] = config.train.read_training_groups()
+    if config.model is None:
+        return stored
     for key in config.model.decoder_keys(config.model.decoder):
         del stored["model"][key]
     if config.model.checkpoint_path:
@@ -121,10 +124,11 @@ def restore(schema: type[Schema], derived: dict[str, Any]) -> Schema:
     Raises:
         ExperimentError: the plans were changed by hand, to what no configuration can be.
     """
-    keywords = derived["architecture"]["arch_kwargs"]
-    options = {key: value for key, value in keywords.items() if key not in backbone_keywords()}
     values = derived[EXPERIMENT_KEY]
-    values = {**values, "model": {**values["model"], **schema().model.decoder_keys(options)}}
+    if schema().model is not None:
+        keywords = derived["architecture"]["arch_kwargs"]
+        options = {key: value for key, value in keywords.items() if key not in backbone_keywords()}
+        values = {**values, "model": {**values["model"], **schema().model.decoder_keys(options)}}
     refuse((describe(error, schema) for error in check(schema, values)), "the experiment in the plans")
     return read(schema, values)
 
@@ -144,6 +148,8 @@ def differences_from(
 
     derived = resolve(plans, configuration)
     yield from differences_between(derived[EXPERIMENT_KEY], as_stored(config))
+    if config.model is None:
+        return
     regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
     options = decoder_keywords(config.model, derived["batch_size"], regions)
     keywords = derived["architecture"]["arch_kwargs"]

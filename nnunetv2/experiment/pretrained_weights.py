@@ -17,7 +17,7 @@ class PretrainedWeights:
     """The pretrained weights of a backbone.
 
     Args:
-        model: the keys `model` of a checked configuration.
+        model: the keys `model` of a checked configuration; None: the network has no backbone.
     """
 
     def __init__(self, model: Any) -> None:
@@ -30,6 +30,8 @@ class PretrainedWeights:
         Raises:
             ValueError: they cannot be had or read.
         """
+        if self.model is None:
+            return None
         if self.model.checkpoint_path:
             return read_weights(Path(self.model.checkpoint_path).expanduser())
         if self.model.pretrained:

@@ -10,6 +10,14 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 
 
 def count_parameters_per_part(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return these numbers per direct submodule that has parameters, and last those of the whole as `total`."""
-    parts = {name: count_parameters(part) for name, part in module.named_children()}
+    """Return these numbers per direct submodule that has parameters, and last those of the whole as `total`.
+
+    The decoder of nnU-Net's U-Net refers to its encoder: what two submodules share counts for the first.
+    """
+    counted: set[int] = set()
+    parts: dict[str, tuple[int, int]] = {}
+    for name, part in module.named_children():
+        parameters = [p for p in part.parameters() if id(p) not in counted]
+        counted.update(map(id, parameters))
+        parts[name] = (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
     return {**{name: counts for name, counts in parts.items() if counts[0]}, "total": count_parameters(module)}

@@ -36,6 +36,7 @@ from nnunetv2.run.arguments import TrainingArguments
 from nnunetv2.run.cpu_cores import check_process_counts
 from nnunetv2.run.devices import find_device
 from nnunetv2.training.vit.schemas import schema_of
+from nnunetv2.training.vit.training_cases import choose_cases, training_cases_of
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,7 @@ def prepare(args: TrainingArguments, threads: int) -> Training:
     device = prepare_device(args.device, args.num_gpus, threads)
     if args.starts_training:
         plans = derive(args, config, plans, dataset_json, device)
+        check_training_cases(folder, resolve(plans, args.configuration), fold)
     trainer = args.trainer_class_name or resolve(plans, args.configuration)[EXPERIMENT_KEY]["trainer"]
     training = Training(dataset, folder, dataset_json, args.configuration, fold, plans, trainer, device)
     check_results(training.results, plans)
@@ -142,9 +144,9 @@ def read_experiment(args: TrainingArguments) -> Any:
     config = build(schema_of(trainer), values, args.config)
     config.trainer = trainer  # the plans name the one that trains, so that `--c` finds it
     if args.pretrained_weights is not None:
-        config.model.pretrained = False  # the hub's weights would be overwritten at once
+        config.start_from_checkpoint()
     if args.starts_training:
-        refuse(config.model.weight_problems(), args.config)
+        refuse(config.weight_problems(), args.config)
     return config
 
 
@@ -184,9 +186,16 @@ def base_plans(args: TrainingArguments, folder: Path) -> dict[str, Any]:
 
 
 def derive(
-    args: TrainingArguments, config: Any, plans: dict[str, Any], dataset_json: dict, device: "torch.device"
+    args: TrainingArguments, config: Any, plans: dict[str, Any], dataset_json: dict, device: "torch.device | None"
 ) -> dict[str, Any]:
     """Derive the plans of a new training; check that there is memory for it, and that its pretrained weights fit.
+
+    Args:
+        args: the command line.
+        config: the checked configuration.
+        plans: those to derive from.
+        dataset_json: the data set's `dataset.json`.
+        device: where to train; None: on another machine, whose memory is not checked.
 
     Raises:
         ExperimentError: the network cannot be built or trained here, or the weights cannot be had or do not fit.
@@ -195,11 +204,24 @@ def derive(
     from nnunetv2.experiment.memory import describe_machine
     from nnunetv2.experiment.pretrained_weights import PretrainedWeights
 
-    name, source, machine = args.experiment_name, config_source(args.config), describe_machine(device, args.num_gpus)
+    name, source = args.experiment_name, config_source(args.config)
+    machine = None if device is None else describe_machine(device, args.num_gpus)
     weights = PretrainedWeights(config.model)
     derived = derive_plans(plans, args.configuration, dataset_json, config, name, source, machine, weights)
     weights.check_fit(resolve(derived, args.configuration))
     return derived
+
+
+def check_training_cases(folder: Path, configuration: dict[str, Any], fold: int | str) -> None:
+    """Check that the fold has the training cases that a derived configuration asks for.
+
+    Raises:
+        ExperimentError: there are too few, or a case has no group.
+    """
+    train = configuration[EXPERIMENT_KEY]["train"]
+    if train["num_training_cases"] is not None:
+        cases = training_cases_of(folder, configuration["data_identifier"], fold)
+        choose_cases(cases, train["num_training_cases"], train["seed"], train["training_groups"])
 
 
 @contextlib.contextmanager

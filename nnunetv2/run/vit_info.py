@@ -92,13 +92,16 @@ def merged(name_or_path: str) -> Iterator[str]:
             f"{ViTnnUNetConfig.trainer}, found {trainer!r}"
         )
     model = build(schema_of(trainer), values, name_or_path).model
-    complete_options(model.model_path, model.decoder)
+    if model is not None:
+        complete_options(model.model_path, model.decoder)
     yield OmegaConf.to_yaml(values).rstrip("\n")
 
 
 def _config_row(name: str) -> tuple[str, str, str, str]:
     values = read_values(find_config(name))
     config = build(schema_of(values["trainer"]), values, name)
+    if config.model is None:
+        return config.trainer, "U-Net of the plans", "-", "-"
     decoder = config.model.model_path.rpartition(".")[2].removeprefix("model_")
     return config.trainer, decoder, f"{config.model.backbone} {config.model.backbone_size}", config.mode
 

@@ -42,15 +42,17 @@ def refusal(*overrides: str, name_or_path: str = "upernet") -> str:
 
 DECODERS = ("upernet", "segformer", "dpt", "unetr", "primus", "primus_multiscale", "linear")
 FLAT = "segformer_default"
+UNET = "unet"  # test_unet_experiment.py
 M2F = ("m2f", "m2f_default", "m2f_lora", "m2f_test_dinov2", "m2f_test_dinov3")
 
 
 def test_the_packaged_configs_are_there():
     expected = {f"{name}{end}" for name in DECODERS for end in ("", "_lora", "_test_dinov2", "_test_dinov3")}
-    assert set(packaged_configs()) == expected | {"segformer_test_retfound", "segformer_test_visionfm", FLAT} | {*M2F}
+    others = {"segformer_test_retfound", "segformer_test_visionfm", FLAT, *M2F, UNET}
+    assert set(packaged_configs()) == expected | others
 
 
-@pytest.mark.parametrize("name", [name for name in packaged_configs() if name not in (FLAT, *M2F)])
+@pytest.mark.parametrize("name", [name for name in packaged_configs() if name not in (FLAT, *M2F, UNET)])
 def test_packaged_configs_have_the_documented_values(name: str):
     config = load_config(ViTnnUNetConfig, name)
     train = config.train

@@ -21,6 +21,7 @@ from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.schema import load_config, packaged_configs
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
+from nnunetv2.training.nnUNetTrainer.unet_config import UNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import M2F_TRAINER, ViTnnUNetConfig
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -72,8 +73,9 @@ def test_tables_and_figures_are_those_that_the_script_writes(generate: ModuleTyp
 
 
 def test_every_configuration_is_on_one_page(generate: ModuleType):
-    """Those of Mask2Former, which has a trainer of its own, are on its page."""
-    others = [name for name in packaged_configs() if generate.read_config(name).trainer != M2F_TRAINER]
+    """Those of Mask2Former and of the U-Net, which have trainers of their own, are on their pages."""
+    elsewhere = (M2F_TRAINER, UNetConfig.trainer)
+    others = [name for name in packaged_configs() if generate.read_config(name).trainer not in elsewhere]
     assert sorted(name for page in PAGES for name in generate.configs_of(page)) == others
 
 

@@ -9,15 +9,12 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from dinov3.configuration.schema import rule
 from dinov3.eval.segmentation.config import M2FTrainConfig as LossDefaults
 from nnunetv2.experiment.decoder_options import MASK2FORMER
+from nnunetv2.training.nnUNetTrainer.experiment_config import BelowOne, Optimizer, Precision, Schedule
 from nnunetv2.training.nnUNetTrainer.vit_config import (
     M2F_TRAINER,
     BackboneConfig,
-    BelowOne,
+    BackboneTrainConfig,
     Layers,
-    Optimizer,
-    Precision,
-    Schedule,
-    TrainConfig,
     ViTLoRAConfig,
     ViTnnUNetConfig,
     is_ascending,
@@ -121,7 +118,7 @@ class M2FTrainConfig(LossDefaults):
 
 
 @dataclass
-class M2FOptimisationConfig(TrainConfig):
+class M2FOptimisationConfig(BackboneTrainConfig):
     """The training: key `train`; the maximum gradient norm is the root's `gradient_clip`."""
 
     optimizer: Optimizer = "adamw"

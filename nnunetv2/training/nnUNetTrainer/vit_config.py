@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Optional
 from urllib.error import HTTPError
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from dinov3.configuration.schema import OneOf, Section, rule
+from dinov3.configuration.schema import Section, rule
 from dinov3.configuration.yaml_files import find_path
 from dinov3.hub.families import (
     FAMILIES,
@@ -19,16 +19,12 @@ from dinov3.hub.families import (
     repository_without_timm,
 )
 from nnunetv2.experiment.decoder_options import MASK2FORMER
+from nnunetv2.training.nnUNetTrainer.experiment_config import BelowOne, ExperimentConfig, TrainConfig
 
 # `Optional[...]`, not `... | None`, in the fields: every omegaconf that we allow reads it.
 # ruff: noqa: UP045
 
 M2F_TRAINER = "nnUNetTrainer_m2f"
-
-
-def is_pair(values: list[Any]) -> bool:
-    """Whether there are two values."""
-    return len(values) == 2
 
 
 def is_ascending(blocks: list[int]) -> bool:
@@ -37,14 +33,10 @@ def is_ascending(blocks: list[int]) -> bool:
 
 
 Blocks = Annotated[list[NonNegativeInt], rule("ascending numbers from 0", is_ascending)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
 InputNorm = Annotated[
     str,
     rule("auto, none, backbone or backbone:NAME", lambda text: text.split(":")[0] in ("auto", "none", "backbone")),
 ]
-Optimizer = Annotated[str, OneOf("sgd", "adamw")]
-Precision = Annotated[str, OneOf("float32", "float16", "bfloat16")]
-Schedule = Annotated[str, OneOf("poly", "cosine", "onecycle")]
 Layers = Annotated[list[str], rule("at least one name", bool)]
 
 
@@ -162,49 +154,17 @@ class ViTLoRAConfig(Section):
 
 
 @dataclass
-class TrainConfig(Section):
-    """The keys of `train` that every decoder shares. What is null has nnU-Net's own value."""
+class BackboneTrainConfig(TrainConfig):
+    """The keys of `train` that every decoder shares."""
 
-    optimizer: Optimizer = "sgd"
-    """`sgd` (Nesterov) or `adamw`"""
-    initial_lr: Optional[PositiveFloat] = None
-    """learning rate (nnU-Net: 0.01)"""
-    weight_decay: Optional[NonNegativeFloat] = None
-    """weight decay (nnU-Net: 0.00003)"""
     layer_decay: Annotated[Optional[float], Field(gt=0, le=1)] = None
     """learning-rate multiplier per layer, from the last block down; full fine-tuning only"""
     backbone_lr_factor: PositiveFloat = 1.0
     """learning-rate multiplier of the backbone's own weights; full fine-tuning only"""
-    betas: Annotated[list[BelowOne], rule("two numbers", is_pair)] = field(default_factory=lambda: [0.9, 0.999])
-    """AdamW's two betas"""
-    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """SGD's momentum"""
-    schedule: Schedule = "poly"
-    """learning rate over the epochs; `onecycle` warms up for 30 % of them, or for warmup_epochs"""
-    warmup_epochs: NonNegativeInt = 0
-    """epochs of linear rise; for `onecycle` the length of the rise"""
-    num_epochs: Optional[PositiveInt] = None
-    """epochs (nnU-Net: 1000)"""
-    num_iterations_per_epoch: Optional[PositiveInt] = None
-    """training iterations per epoch (nnU-Net: 250)"""
-    num_val_iterations_per_epoch: Optional[PositiveInt] = None
-    """validation iterations (nnU-Net: 50)"""
-    batch_size: Optional[PositiveInt] = None
-    """images per batch, over all GPUs (nnU-Net: from the plans)"""
-    patch_size: Optional[Annotated[list[PositiveInt], rule("[height, width]", is_pair)]] = None
-    """[height, width] in pixels (nnU-Net: from the plans)"""
-    precision: Precision = "float16"
-    """of the network's forward pass; with autocast on a GPU, and on a CPU to bfloat16 where it computes natively"""
-    save_every: Optional[PositiveInt] = None
-    """epochs between two checkpoints (nnU-Net: 50)"""
-    seed: Optional[NonNegativeInt] = None
-    """seed; with nnUNet_n_proc_DA=0 a training is repeatable. null: none"""
-    compile: Optional[bool] = None
-    """torch.compile, on a GPU (nnU-Net: as the variable nnUNet_compile says)"""
 
 
 @dataclass
-class ViTTrainConfig(TrainConfig):
+class ViTTrainConfig(BackboneTrainConfig):
     """The training: key `train`."""
 
     gradient_clip: Optional[PositiveFloat] = None
@@ -212,10 +172,9 @@ class ViTTrainConfig(TrainConfig):
 
 
 @dataclass
-class ViTnnUNetConfig(Section):
+class ViTnnUNetConfig(ExperimentConfig):
     """A ViT experiment: the root of the YAML file."""
 
-    # The trainers that this schema is for, by name: a configuration is checked before they are imported.
     TRAINERS: ClassVar[tuple[str, ...]] = (
         "nnUNetTrainer_vit",
         "nnUNetTrainerNoDeepSupervision_vit",
@@ -223,24 +182,11 @@ class ViTnnUNetConfig(Section):
         "nnUNetTrainerNoDeepSupervision_mymodel",
     )
 
-    # what to turn down when training diverges
-    CLIP_KEY: ClassVar[str] = "train.gradient_clip"
-    PRECISION_KEY: ClassVar[str] = "train.precision"
-
     trainer: str = "nnUNetTrainer_vit"
     """the trainer class; `-tr` overrides it"""
     model: ViTModelConfig = field(default_factory=ViTModelConfig)
     lora: ViTLoRAConfig = field(default_factory=ViTLoRAConfig)
     train: ViTTrainConfig = field(default_factory=ViTTrainConfig)
-
-    def stored(self) -> "ViTnnUNetConfig":
-        """The configuration as it goes into the plans: this one."""
-        return self
-
-    @property
-    def gradient_clip(self) -> Optional[float]:
-        """Maximum gradient norm; None: nnU-Net's."""
-        return self.train.gradient_clip
 
     @property
     def mode(self) -> str:
@@ -252,14 +198,13 @@ class ViTnnUNetConfig(Section):
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about combinations of values."""
         yield from self.model.problems()
-        train = self.train
-        if train.layer_decay is not None and self.mode != "full":
+        yield from super().problems()
+        layer_decay = self.train.layer_decay
+        if layer_decay is not None and self.mode != "full":
             yield (
-                f"train.layer_decay is {train.layer_decay}, but no layer of the backbone trains: it needs "
+                f"train.layer_decay is {layer_decay}, but no layer of the backbone trains: it needs "
                 "model.freeze_backbone=false and lora.enabled=false"
             )
-        if train.warmup_epochs >= (train.num_epochs or 1000):
-            yield f"train.warmup_epochs must be below train.num_epochs, found {train.warmup_epochs}"
         yield from self._patch_problems()
 
     def _patch_problems(self) -> Iterator[str]:
@@ -267,3 +212,11 @@ class ViTnnUNetConfig(Section):
         if size is not None and family is not None and min(size) < family.patch_size:
             patch = f"{family.patch_size} × {family.patch_size}"
             yield f"train.patch_size must be at least one ViT patch ({patch}), found {size}"
+
+    def weight_problems(self) -> Iterator[str]:
+        """Yield why a new training cannot have its pretrained weights, as far as it shows without torch and timm."""
+        yield from self.model.weight_problems()
+
+    def start_from_checkpoint(self) -> None:
+        """Ask for no pretrained weights: a checkpoint of another training overwrites them at once."""
+        self.model.pretrained = False

@@ -13,7 +13,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 
 def log_experiment(trainer: nnUNetTrainer, network: nn.Module, config: Any) -> None:
-    """Log the configuration, what was resolved automatically, and the numbers of parameters.
+    """Log the configuration, what nnU-Net's defaults and the machine decided, and the numbers of parameters.
 
     Args:
         trainer: an initialised trainer.
@@ -22,11 +22,6 @@ def log_experiment(trainer: nnUNetTrainer, network: nn.Module, config: Any) -> N
     """
     log = trainer.print_to_log_file
     log(f"Experiment {trainer.plans_manager.plans_name}:\n{OmegaConf.to_yaml(asdict(config))}")
-    input_norm = trainer.configuration_manager.network_arch_init_kwargs["input_norm"]
-    log(
-        f"Backbone mode: {config.mode}, feature layers: {network.feature_indices}, "
-        f"input normalisation: {input_norm or 'none, channels pass as nnU-Net normalises them'}"
-    )
     log(f"Epochs: {trainer.num_epochs}, save_every: {trainer.save_every} (epochs between checkpoints)")
     if trainer.device.type == "cpu":
         log(f"Threads: {torch.get_num_threads()}, augmentation processes: {get_allowed_n_proc_DA()}")

@@ -5,9 +5,10 @@ import contextlib
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
+from nnunetv2.training.nnUNetTrainer.unet_config import UNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 
-SCHEMAS = (ViTnnUNetConfig, SegFormernnUNetConfig, M2FnnUNetConfig)
+SCHEMAS = (ViTnnUNetConfig, SegFormernnUNetConfig, M2FnnUNetConfig, UNetConfig)
 
 
 def schema_of(trainer: str) -> type:

@@ -1,0 +1,198 @@
+"""The command `nnUNetv2_vit_study`: run the experiments of a study, tell how far they are, report on them."""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.run.arguments import OneSentenceParser
+from nnunetv2.run.devices import DEVICES
+from nnunetv2.run.study_checks import check_runs
+from nnunetv2.run.study_workers import cores_of, local_workers
+from nnunetv2.study.comparison import comparison_of
+from nnunetv2.study.config import StudyConfig, read_study
+from nnunetv2.study.display import PlainDisplay, TerminalDisplay
+from nnunetv2.study.local import run_locally
+from nnunetv2.study.progress import read_progress, table
+from nnunetv2.study.runs import Run, expand, study_folder
+from nnunetv2.study.state import failure_of, forget_failure, state
+
+COMMAND = "nnUNetv2_vit_study"
+SECONDS_BETWEEN_QUERIES = 5.0
+INTERRUPTED = 130
+
+
+def run_study_entry(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; end with one sentence and exit code 2 on what the user can put right.
+
+    Args:
+        arguments: the command line without the command's name; None: that of the process.
+    """
+    args = create_parser().parse_args(arguments)
+    try:
+        study = _with_options(read_study(args.study), args)
+        code = args.action(study, args)
+    except ExperimentError as error:
+        print(f"{COMMAND}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{COMMAND}: stopped; the same command goes on from the last checkpoints", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    if code:
+        sys.exit(code)
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = OneSentenceParser(prog=COMMAND, description="Compare experiments: a study is one YAML file.")
+    actions = parser.add_subparsers(required=True, metavar="run|status|report")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("study", help="the YAML file of the study")
+    common.add_argument("-p", dest="plans", help="plans to derive from (default: the study's key plans)")
+    run = actions.add_parser("run", parents=[common], help="train what is not trained yet", allow_abbrev=False)
+    run.set_defaults(action=run_study)
+    _add_training_options(run)
+    _add_slurm_options(run.add_argument_group("on a Slurm cluster"))
+    status = actions.add_parser("status", parents=[common], help="tell how far all runs are", allow_abbrev=False)
+    status.set_defaults(action=show_status)
+    report = actions.add_parser("report", parents=[common], help="report on the finished runs", allow_abbrev=False)
+    report.add_argument("-o", dest="output", type=Path, required=True, help="folder of the report")
+    report.set_defaults(action=report_on)
+    return parser
+
+
+def _add_training_options(run: argparse.ArgumentParser) -> None:
+    add = run.add_argument
+    add("-device", choices=DEVICES, help="where to train (default: the study's key device)")
+    add("-num_gpus", type=int, help="GPUs per training (default: the study's key num_gpus)")
+    add("--npz", action="store_true", default=None, help="save the probabilities of the validation")
+    add("--retry-failed", action="store_true", help="try runs that failed again")
+    add("--on", choices=("local", "slurm"), default="local", help="where to run (default: %(default)s)")
+    add("--workers", type=int, help="trainings at the same time (default: one per GPU, on the CPU one)")
+
+
+def _add_slurm_options(group: Any) -> None:
+    add = group.add_argument
+    add("--partition", help="partition of the jobs")
+    add("--time", default="1-0", help="limit of a job, after which it is requeued and resumed (default: %(default)s)")
+    add("--gpus", type=int, help="GPUs of a job (default: num_gpus; on the CPU none)")
+    add("--cpus", type=int, default=8, help="cores of a job (default: %(default)s)")
+    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="any other option of submitit: mem_gb=32")
+    add("--wait", action="store_true", help="wait for the jobs, and show how far they are")
+
+
+def _with_options(study: StudyConfig, args: argparse.Namespace) -> StudyConfig:
+    """The study with what the command line sets."""
+    given = {key: getattr(args, key, None) for key in ("plans", "device", "num_gpus", "npz")}
+    return dataclasses.replace(study, **{key: value for key, value in given.items() if value is not None})
+
+
+def run_study(study: StudyConfig, args: argparse.Namespace) -> int:
+    """Train what is not trained yet; return the exit code.
+
+    Raises:
+        ExperimentError: something is wrong that the user can put right; nothing is started.
+    """
+    runs = expand(study)
+    if args.on == "slurm":
+        submit_study(study, runs, args)
+        return _tell_failures(runs) if args.wait else 0
+    from nnunetv2.run.devices import find_device
+
+    workers = local_workers(study, args.workers)
+    check_runs(study, runs, find_device(study.device, study.num_gpus), len(workers))
+    _prepare_retry(runs, args)
+    run_locally(runs, workers, _display(study, runs, len(workers)))
+    _print_table(study, runs, len(workers))
+    return _tell_failures(runs)
+
+
+def submit_study(study: StudyConfig, runs: Sequence[Run], args: argparse.Namespace) -> None:
+    """Submit the runs to Slurm, and wait for them if asked to.
+
+    Raises:
+        ExperimentError: something is wrong that the user can put right, or Slurm refuses the jobs.
+    """
+    from nnunetv2.study.slurm import check_slurm, queued_jobs, submit
+
+    check_slurm()
+    options = _slurm_options(study, args)
+    check_runs(study, runs, None, len(runs))
+    _prepare_retry(runs, args)
+    jobs = submit(runs, study_folder(study) / "slurm", cores_of(args.cpus, study.device), options)
+    print(f"{len(jobs)} jobs submitted; to see how far they are: {COMMAND} status {args.study}")
+    if args.wait:
+        display = _display(study, runs, len(runs))
+        while queued_jobs() & set(jobs.values()):
+            display()
+            time.sleep(SECONDS_BETWEEN_QUERIES)
+        _print_table(study, runs, len(runs))
+
+
+def _slurm_options(study: StudyConfig, args: argparse.Namespace) -> dict[str, Any]:
+    from nnunetv2.study.slurm import minutes_of
+
+    options: dict[str, Any] = {"job_name": study.name, "time": minutes_of(args.time), "cpus_per_task": args.cpus}
+    gpus = args.gpus if args.gpus is not None else (study.num_gpus if study.device == "cuda" else 0)
+    options |= {"gpus_per_node": gpus} if gpus else {}
+    options |= {"partition": args.partition} if args.partition else {}
+    for option in args.slurm:
+        key, equals, value = option.partition("=")
+        if not key or not equals:
+            raise ExperimentError(f"--slurm takes KEY=VALUE, such as mem_gb=32, found {option!r}")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def _prepare_retry(runs: Sequence[Run], args: argparse.Namespace) -> None:
+    for run in runs if args.retry_failed else ():
+        if state(run) == "failed":
+            forget_failure(run)
+
+
+def _display(study: StudyConfig, runs: Sequence[Run], num_workers: int) -> PlainDisplay:
+    display = TerminalDisplay if sys.stdout.isatty() else PlainDisplay
+    return display(study.name, runs, num_workers, sys.stdout)
+
+
+def _tell_failures(runs: Sequence[Run]) -> int:
+    failed = [run for run in runs if state(run) == "failed"]
+    for run in failed:
+        print(f"{COMMAND}: {failure_of(run)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def show_status(study: StudyConfig, args: argparse.Namespace) -> int:
+    """Print how far all runs are, from what is on disk; return the exit code."""
+    runs = expand(study)
+    num_running = sum(state(run) == "running" for run in runs)
+    _print_table(study, runs, num_running)
+    _tell_failures(runs)
+    return 0
+
+
+def _print_table(study: StudyConfig, runs: Sequence[Run], num_workers: int) -> None:
+    for line in table(study.name, [read_progress(run) for run in runs], num_workers):
+        print(line)
+
+
+def report_on(study: StudyConfig, args: argparse.Namespace) -> int:
+    """Write the report on the finished runs; return the exit code.
+
+    Raises:
+        ExperimentError: no run is finished, or the report cannot be written.
+    """
+    from nnunetv2.study.report import write_report
+
+    write_report(comparison_of(study), args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    run_study_entry()

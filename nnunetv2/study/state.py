@@ -1,0 +1,67 @@
+"""Where a run stands, told from what is on disk."""
+
+import contextlib
+import fcntl
+import json
+from typing import Literal
+
+from dinov3.files import replace_when_complete
+from nnunetv2.study.runs import Run
+
+State = Literal["waiting", "running", "interrupted", "finished", "failed"]
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+def state(run: Run) -> State:
+    """Return where a run stands.
+
+    It is running while a process holds its lock, which the system releases when that process dies, however it does.
+    """
+    if is_locked(run):
+        return "running"
+    if is_validated(run):
+        return "finished"
+    if run.failure.is_file():
+        return "failed"
+    return "interrupted" if run.log.is_file() or has_checkpoint(run) else "waiting"
+
+
+def is_locked(run: Run) -> bool:
+    """Whether a training holds the lock of a run."""
+    if not run.lock.is_file():
+        return False
+    with run.lock.open("rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # held by another process
+            return True
+    return False
+
+
+def is_validated(run: Run) -> bool:
+    """Whether the summary of the validation, which a training writes last, is there as a whole."""
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((run.folder / "validation" / "summary.json").read_text(encoding="utf-8"))
+        return "foreground_mean" in summary
+    return False
+
+
+def has_checkpoint(run: Run) -> bool:
+    """Whether a run can be resumed."""
+    return any((run.folder / name).is_file() for name in CHECKPOINTS)
+
+
+def failure_of(run: Run) -> str:
+    """Say in one sentence why a run failed, with the path of its log."""
+    return f"{run.name} failed ({run.failure.read_text(encoding='utf-8').strip()}); log: {run.log}"
+
+
+def mark_as_failed(run: Run, reason: str) -> None:
+    """Note on disk why a run failed."""
+    with replace_when_complete(run.failure) as temporary:
+        temporary.write_text(reason, encoding="utf-8")
+
+
+def forget_failure(run: Run) -> None:
+    """Let a run that failed be tried again."""
+    run.failure.unlink(missing_ok=True)
