@@ -188,7 +188,7 @@ def report_on(study: StudyConfig, args: argparse.Namespace) -> int:
     Raises:
         ExperimentError: no run is finished, or the report cannot be written.
     """
-    from nnunetv2.study.report import write_report
+    from nnunetv2.study.report.write import write_report
 
     write_report(comparison_of(study), args.output)
     return 0

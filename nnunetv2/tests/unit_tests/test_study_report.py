@@ -1,0 +1,292 @@
+"""Reports on simulated folds: what is measured, left out, refused, cached and written."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulated_folds import DATASET, Simulation, simulate
+from skimage.io import imread, imsave
+
+from dinov3.errors import ExperimentError
+from nnunetv2.run.compare_command import run_compare_entry
+from nnunetv2.study.members import Comparison, Member
+from nnunetv2.study.report.analysis import Analysis
+from nnunetv2.study.report.cache import FILE_NAME
+from nnunetv2.study.report.case_table import CaseTable, measure_all
+from nnunetv2.study.report.costs import cost_table, run_table, unequal_budgets
+from nnunetv2.study.report.data import data_of
+from nnunetv2.study.report.learning_curves import learning_curve
+from nnunetv2.study.report.one_case import measure_case
+from nnunetv2.study.report.selection import check_cases, comparable
+from nnunetv2.study.report.tables import Cell, Table, interval, probability, significant, to_latex, to_markdown
+from nnunetv2.study.report.write import check_output
+
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+@pytest.fixture
+def simulation(tmp_path: Path) -> Iterator[Simulation]:
+    before = {variable: os.environ.get(variable) for variable in VARIABLES}
+    simulation = Simulation(tmp_path, {"unet": 0.4, "upernet": 0.2}, folds=2, cases=4, side=32, probabilities=True)
+    simulate(simulation)
+    yield simulation
+    for variable, value in before.items():
+        if value is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = value
+
+
+def comparison_of(simulation: Simulation) -> Comparison:
+    members = [
+        Member(experiment, str(fold), seed, size, simulation.fold_folder(experiment, fold, seed, size))
+        for experiment in simulation.experiments
+        for fold in range(simulation.folds)
+        for seed in simulation.seeds
+        for size in simulation.sizes
+    ]
+    return Comparison("a_name", DATASET, "2d", members, "unet", None, [1], 1.0, [])
+
+
+class InProcess:
+    """Stands in for the pool of processes, which would load everything again for milliseconds of work."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> "InProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, function, *arguments):
+        from concurrent.futures import Future
+
+        future: Future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except ExperimentError as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, **_: object) -> None: ...
+
+
+@pytest.fixture
+def table(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> CaseTable:
+    monkeypatch.setattr("nnunetv2.study.report.case_table.ProcessPoolExecutor", InProcess)
+    comparison = comparison_of(simulation)
+    return measure_all(comparison, data_of(comparison))
+
+
+def test_dice_is_that_of_nnunet(simulation: Simulation, table: CaseTable) -> None:
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+    for row in table.rows.itertuples():
+        folder = simulation.fold_folder(row.experiment, int(row.fold))
+        truth = simulation.root / "preprocessed" / DATASET / "gt_segmentations" / f"{row.case}.png"
+        prediction = folder / "validation" / f"{row.case}.png"
+        expected = compute_metrics(str(truth), str(prediction), NaturalImage2DIO(), [1, 2])["metrics"]
+        metrics = expected[{"artery": 1, "vein": 2}[row[table.rows.columns.get_loc("class") + 1]]]
+        assert row.dice == pytest.approx(metrics["Dice"]) and row.iou == pytest.approx(metrics["IoU"])
+        assert (row.predicted_pixels, row.reference_pixels) == (metrics["n_pred"], metrics["n_ref"])
+    assert len(table.rows) == 2 * 4 * 2
+    tubular = table.rows.set_index("class")["cldice"]
+    assert tubular.loc["artery"].notna().all() and tubular.loc["vein"].isna().all()
+    assert table.rows["brier"].between(0, 1).all()
+    assert table.bins["unet", None, "vein"][0].sum() == 4 * 32**2
+
+
+def test_ignored_pixels_count_for_nothing(simulation: Simulation, tmp_path: Path) -> None:
+    data = replace(data_of(comparison_of(simulation)), ignore_label=3)
+    truth = np.zeros((4, 4), np.uint8)
+    truth[0], truth[1] = 1, 3
+    predicted = np.zeros((4, 4), np.uint8)
+    predicted[:2] = 1
+    imsave(data.truth_file("case"), truth, check_contrast=False)
+    imsave(tmp_path / "case.png", predicted, check_contrast=False)
+    (classes,) = measure_case(data, "case", [tmp_path / "case.png"])
+    assert classes["artery"]["dice"] == 1 and classes["artery"]["hd95"] == 0
+    assert np.isnan(classes["vein"]["dice"])
+
+
+def test_cache_follows_the_files(simulation: Simulation, table: CaseTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = comparison_of(simulation)
+    measured: list[str] = []
+
+    def counted(data, case, predictions):
+        measured.extend(f"{path.parent.parent.parent.name}/{case}" for path in predictions)
+        return measure_case(data, case, predictions)
+
+    monkeypatch.setattr("nnunetv2.study.report.case_table.measure_case", counted)
+    again = measure_all(comparison, data_of(comparison))
+    assert measured == []
+    pd.testing.assert_frame_equal(again.rows, table.rows)
+    changed = comparison.members[0].folder / "validation" / f"{simulation.case(0)}.png"
+    imsave(changed, np.zeros_like(imread(changed)), check_contrast=False)
+    after = measure_all(comparison, data_of(comparison)).rows
+    assert measured == [f"{changed.parent.parent.parent.name}/{simulation.case(0)}"]
+    chosen = (after["experiment"] == "unet") & (after["case"] == simulation.case(0))
+    assert (after.loc[chosen, "dice"] == 0).all()
+    (comparison.members[1].folder / FILE_NAME).write_text("{half a fi")
+    assert len(measure_all(comparison, data_of(comparison)).rows) == len(after)
+    assert len(measured) == 3  # the two cases of the damaged file
+
+
+def test_mean_of_the_classes_and_of_the_seeds(table: CaseTable, simulation: Simulation) -> None:
+    analysis = Analysis(comparison_of(simulation), table)
+    assert analysis.classes == ["mean of the classes", "artery", "vein"]
+    mean, artery, vein = (analysis.values(name) for name in analysis.classes)
+    pd.testing.assert_frame_equal(mean, (artery + vein) / 2)
+    rows = table.rows.assign(seed=0)
+    other = rows.assign(seed=1, dice=rows["dice"] + 0.2)
+    doubled = Analysis(comparison_of(simulation), replace(table, rows=pd.concat([rows, other])))
+    pd.testing.assert_frame_equal(doubled.values("vein"), vein + 0.1)
+
+
+def test_differences_to_the_baseline_have_their_sign(table: CaseTable, simulation: Simulation) -> None:
+    values = Analysis(comparison_of(simulation), table).values("vein")
+    expected = (values["upernet"] - values["unet"]).mean()
+    for baseline, other, sign in (("unet", "upernet", 1), ("upernet", "unet", -1)):
+        analysis = Analysis(replace(comparison_of(simulation), baseline=baseline), table)
+        row = analysis.to_baseline("vein").loc[other]
+        assert row["difference"] == pytest.approx(sign * expected)
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert np.isnan(row["p_holm"])  # four cases
+
+
+def test_only_what_every_experiment_has_is_compared(simulation: Simulation) -> None:
+    comparison = comparison_of(simulation)
+    (simulation.fold_folder("upernet", 1) / "validation" / "summary.json").unlink()
+    kept = comparable(replace(comparison, missing=["m2f, fold 0: failed."]))
+    assert [(member.experiment, member.fold) for member in kept.members] == [("unet", "0"), ("upernet", "0")]
+    assert kept.missing[:2] == ["m2f, fold 0: failed.", "upernet, fold 1: not finished."]
+    assert "unet, fold 1" in kept.missing[2]
+    (simulation.fold_folder("upernet", 0) / "validation" / "summary.json").unlink()
+    alone = comparable(comparison)
+    assert {member.experiment for member in alone.members} == {"unet"}
+    with pytest.raises(ExperimentError, match="the baseline 'upernet' has no finished run"):
+        comparable(replace(comparison, baseline="upernet"))
+    shutil.rmtree(simulation.root / "results")
+    with pytest.raises(ExperimentError, match="no finished run"):
+        comparable(comparison)
+
+
+def test_different_cases_are_refused(simulation: Simulation) -> None:
+    comparison = comparison_of(simulation)
+    validation = simulation.fold_folder("upernet", 0) / "validation"
+    (validation / "image_000.png").rename(validation / "other.png")
+    with pytest.raises(ExperimentError, match=r"upernet, fold 0 were validated on different cases: 'image_000'"):
+        check_cases(comparison, ".png")
+    with pytest.raises(ExperimentError, match="the case 'image_000' has no group"):
+        check_cases(replace(comparison, groups={"image_001": "a"}), ".png")
+
+
+def test_damaged_prediction_is_named(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunetv2.study.report.case_table.ProcessPoolExecutor", InProcess)
+    comparison = comparison_of(simulation)
+    path = simulation.fold_folder("unet", 0) / "validation" / "image_000.png"
+    path.write_bytes(b"no image")
+    with pytest.raises(ExperimentError, match=f"cannot read {re.escape(str(path))}"):
+        measure_all(comparison, data_of(comparison))
+    imsave(path, np.zeros((5, 5), np.uint8), check_contrast=False)
+    with pytest.raises(ExperimentError, match=r"has the shape \(5, 5\), its truth \(32, 32\)"):
+        measure_all(comparison, data_of(comparison))
+
+
+def test_learning_curve_of_a_resumed_training(tmp_path: Path) -> None:
+    stamp = "2026-01-01 00:00:00.000000: "
+    first = ["Epoch 0", "train_loss 0.5", "Pseudo dice [np.float32(0.2), nan]", "Epoch 1", "train_loss 9.0"]
+    second = ["Epoch 1", "train_loss -0.25", "val_loss 1e-01", "Pseudo dice [0.5, 0.7]", "predicting 7"]
+    (tmp_path / "training_log_2026_1_9_00_00_00.txt").write_text("\n".join(stamp + line for line in first))
+    (tmp_path / "training_log_2026_1_10_00_00_00.txt").write_text("\n".join(stamp + line for line in second))
+    curve = learning_curve(tmp_path)
+    assert curve["training loss"].tolist() == [0.5, -0.25]
+    assert curve["pseudo Dice"].tolist() == pytest.approx([0.2, 0.6])
+    assert curve["validation loss"].tolist()[1] == 0.1
+    assert len(learning_curve(tmp_path / "none")) == 0
+
+
+def test_costs_add_up_and_unequal_budgets_are_named(simulation: Simulation) -> None:
+    runs = run_table(comparison_of(simulation), ".png")
+    costs = cost_table(runs)
+    assert costs.loc["unet", "gpu_hours"] == pytest.approx(2 * 3000 / 3600)
+    assert costs.loc["upernet", "seconds_per_case"] == pytest.approx(40 / 2)
+    assert unequal_budgets(runs) == []
+    plans = simulation.fold_folder("upernet", 0).parent / "plans.json"
+    plans.write_text(plans.read_text().replace('"batch_size": 2', '"batch_size": 8'))
+    (sentence,) = unequal_budgets(run_table(comparison_of(simulation), ".png"))
+    assert sentence == "The batch size differs: 2 (unet); 8 (upernet)."
+    (simulation.fold_folder("unet", 0) / "cost.json").unlink()
+    assert np.isnan(cost_table(run_table(comparison_of(simulation), ".png")).loc["unet", "gpu_hours"])
+
+
+def test_tables() -> None:
+    assert interval(0.5, -0.25, 0.75).text == "0.500 [−0.250, 0.750]"
+    assert probability(0.0004) == Cell("< 0.001", 0.0004, True) and probability(0.2) == Cell("0.200", 0.2, False)
+    assert [significant(value).text for value in (0.01234, 12.345, 12345.6, float("nan"))] == [
+        "0.0123",
+        "12.3",
+        "12,346",
+        "–",
+    ]
+    table = Table("t", "A_b", "50%", ["Name", "p"], [[Cell("x_1"), probability(0.0004)]])
+    assert to_markdown(table).splitlines() == ["| Name | p |", "| --- | --- |", "| x_1 | **< 0.001** |"]
+    latex = to_latex(table, "tab:t")
+    assert r"\caption{A\_b. 50\%}" in latex and r"x\_1 & \textbf{$<$ 0.001} \\" in latex and r"\toprule" in latex
+
+
+def test_output_that_is_no_report_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExperimentError, match="holds other files than a report"):
+        check_output(tmp_path)
+    with pytest.raises(ExperimentError, match="is not a folder"):
+        check_output(tmp_path / "thesis.txt")
+    with pytest.raises(ExperimentError, match="cannot write"):
+        check_output(tmp_path / "thesis.txt" / "report")
+    check_output(tmp_path / "new" / "report")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt", "new"] or (tmp_path / "new").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nnUNetPlans_none"], "no training 'nnUNetPlans_none' of Dataset950_Simulated, 2d; existing: nnUNetTrainer__"),
+        (["nnUNetPlans_unet", "nnUNetPlans_unet"], "two experiments have the name 'nnUNetPlans_unet'"),
+        (["nnUNetPlans_unet", "-f", "3"], "nnUNetTrainer__nnUNetPlans_unet__2d has no fold 3; existing: 0, 1"),
+        (["nnUNetPlans_unet", "--baseline", "x"], "--baseline 'x' is none of the experiments"),
+        (["nnUNetPlans_unet", "--tubular", "9"], "tubular: 9 is no label of Dataset950_Simulated; allowed: [1, 2]"),
+        (["nnUNetPlans_unet", "--nsd-tolerance", "-1"], "--nsd-tolerance must be at least 0, found -1.0"),
+    ],
+)
+def test_wrong_arguments_end_in_one_sentence(
+    simulation: Simulation, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_compare_entry(["-d", "950", "-c", "2d", "-o", str(simulation.root / "report"), *arguments])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert message in error and error.count("\n") == 1
+
+
+def test_compare_takes_plans_and_folders(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple] = []
+    monkeypatch.setattr("nnunetv2.study.report.write.write_report", lambda *arguments: written.append(arguments))
+    models = ["unet=nnUNetPlans_unet", "nnUNetTrainer__nnUNetPlans_upernet__2d"]
+    (simulation.root / "groups.csv").write_text("case,group\nimage_000,a\n")
+    options = ["--baseline", "unet", "--tubular", "1", "--groups", str(simulation.root / "groups.csv")]
+    run_compare_entry(["-d", "950", "-c", "2d", *models, *options, "-o", str(simulation.root / "report")])
+    ((comparison, output, processes),) = written
+    assert output == simulation.root / "report" and processes is None
+    assert comparison.groups == {"image_000": "a"} and comparison.tubular == [1] and comparison.baseline == "unet"
+    assert [(member.experiment, member.fold, member.folder) for member in comparison.members] == [
+        (name, str(fold), simulation.fold_folder(experiment, fold))
+        for name, experiment in (("unet", "unet"), ("nnUNetTrainer__nnUNetPlans_upernet__2d", "upernet"))
+        for fold in (0, 1)
+    ]
