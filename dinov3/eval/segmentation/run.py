@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _refuse(f"config must be given once, found {' and '.join(files)}")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: spinning threads stall the loader
     logging.basicConfig(format="%(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # of timm's import
     try:
         with logging_redirect_tqdm():
             run_segmentation_with_dinov3(None, read_config(files[0] if files else None, overrides))
