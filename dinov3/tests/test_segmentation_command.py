@@ -88,13 +88,6 @@ def test_training_and_evaluation_by_the_command_agree(config: str, tmp_path: Pat
     assert "differs in bs (2 there, now 1)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*small, "eval_only=true", f"load_from={tmp_path / 'run/checkpoint_best.pth'}"])
-            [
-                *small,
-                "eval_only=true",
-                f"load_from={tmp_path / 'run/checkpoint_best.pth'}",
-                f"output_dir={tmp_path / 'run'}",
-            ]
-        )
     assert (tmp_path / "run/results.json").read_text() == json.dumps(trained, indent=2, ensure_ascii=False) + "\n"
     (tmp_path / "run/results.json").unlink()
     with pytest.raises(SystemExit):
