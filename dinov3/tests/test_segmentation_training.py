@@ -19,6 +19,8 @@ from dinov3.eval.segmentation.training_loop import TrainingLoop
 
 STEPS = {"linear": train_step, "m2f": train_step_m2f}
 
+pytestmark = pytest.mark.integration
+
 
 class Killed(Exception):
     """Raised where a process would be killed."""

@@ -83,6 +83,7 @@ def test_a_run_with_a_checkpoint_is_resumed(study: StudyConfig):
     assert run.log.read_text() == "started --c --name\n"
 
 
+@pytest.mark.integration
 def test_an_interrupted_study_stops_its_trainings(study: StudyConfig):
     study.experiments = experiments("sleeps")
     (run,) = expand(study)
