@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dinov3.errors import ExperimentError
 from nnunetv2.run.arguments import OneSentenceParser
+from nnunetv2.run.held_out_arguments import add_test_arguments, held_out_of
 
 COMMAND = "nnUNetv2_vit_compare"
 
@@ -48,6 +49,7 @@ def create_parser() -> argparse.ArgumentParser:
     add("--tubular", nargs="+", type=int, default=[], metavar="LABEL", help="labels of tubular structures")
     add("--nsd-tolerance", type=float, default=1.0, help="of the surface Dice, in mm or pixels (default: %(default)s)")
     add("--processes", type=int, metavar="N", help="that measure the cases (default: one per core)")
+    add_test_arguments(parser, "cuda", "cuda")
     return parser
 
 
@@ -76,5 +78,5 @@ def compare(args: argparse.Namespace) -> None:
         tubular=args.tubular,
         nsd_tolerance=args.nsd_tolerance,
     )
-    write_report(comparison, args.o, args.processes)
+    write_report(comparison, args.o, args.processes, held_out_of(args.test, args.device))
     print(f"the report is {args.o / 'report.html'}")

@@ -13,6 +13,7 @@ import yaml
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.run.arguments import OneSentenceParser
 from nnunetv2.run.devices import DEVICES
+from nnunetv2.run.held_out_arguments import add_test_arguments, held_out_of
 from nnunetv2.run.study_checks import check_runs
 from nnunetv2.run.study_workers import cores_of, local_workers
 from nnunetv2.study.comparison import comparison_of
@@ -63,6 +64,7 @@ def create_parser() -> argparse.ArgumentParser:
     status.set_defaults(action=show_status)
     report = actions.add_parser("report", parents=[common], help="report on the finished runs", allow_abbrev=False)
     report.add_argument("-o", dest="output", type=Path, required=True, help="folder of the report")
+    add_test_arguments(report, None, "the study's key device")
     report.set_defaults(action=report_on)
     return parser
 
@@ -190,7 +192,7 @@ def report_on(study: StudyConfig, args: argparse.Namespace) -> int:
     """
     from nnunetv2.study.report.write import write_report
 
-    write_report(comparison_of(study), args.output)
+    write_report(comparison_of(study), args.output, held_out=held_out_of(args.test, study.device))
     return 0
 
 

@@ -14,6 +14,7 @@ class Member:
         seed: of the training; None: not set.
         num_training_cases: how many of the fold's training cases it saw; None: all.
         folder: `fold_<fold>` in the folder of the trained model.
+        predictions: where its predictions are in the folder.
     """
 
     experiment: str
@@ -21,6 +22,7 @@ class Member:
     seed: int | None
     num_training_cases: int | None
     folder: Path
+    predictions: str = "validation"
 
 
 @dataclass(frozen=True)

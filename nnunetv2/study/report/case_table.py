@@ -34,8 +34,8 @@ class CaseTable:
 
 
 def predictions_of(member: Member, file_ending: str) -> dict[str, Path]:
-    """Return the validation predictions of a fold by their cases."""
-    files = sorted((member.folder / "validation").glob(f"*{file_ending}"))
+    """Return the predictions of a fold by their cases."""
+    files = sorted((member.folder / member.predictions).glob(f"*{file_ending}"))
     return {path.name.removesuffix(file_ending): path for path in files}
 
 

@@ -7,6 +7,8 @@ from datetime import date
 from pathlib import Path
 from uuid import uuid4
 
+import pandas as pd
+
 from dinov3.errors import ExperimentError
 from nnunetv2.study.members import Comparison
 from nnunetv2.study.report.analysis import Analysis
@@ -15,6 +17,8 @@ from nnunetv2.study.report.costs import cost_table, run_table
 from nnunetv2.study.report.data import data_of
 from nnunetv2.study.report.draw import Drawn, draw_all
 from nnunetv2.study.report.figures.style import drawing_style
+from nnunetv2.study.report.held_out import HeldOut
+from nnunetv2.study.report.held_out_tables import analyse_test_cases, held_out_tables, methods_of_test_cases
 from nnunetv2.study.report.methods import methods, warnings
 from nnunetv2.study.report.metrics import BY_KEY
 from nnunetv2.study.report.page import DPI, Content, write_page
@@ -25,13 +29,16 @@ from nnunetv2.study.report.tables import to_latex
 PAGE = "report.html"
 
 
-def write_report(comparison: Comparison, output: Path, processes: int | None = None) -> None:
+def write_report(
+    comparison: Comparison, output: Path, processes: int | None = None, held_out: HeldOut | None = None
+) -> None:
     """Measure the predictions of a comparison and write the report.
 
     Args:
         comparison: the trained folds, finished or not.
         output: the folder to write; a report that is there already is replaced when the new one is complete.
         processes: that measure; None: as many as there are cores.
+        held_out: test cases to predict and to report on as well.
 
     Raises:
         ExperimentError: there is nothing to compare, a file cannot be read, or the folder cannot be written.
@@ -40,12 +47,15 @@ def write_report(comparison: Comparison, output: Path, processes: int | None = N
     comparison = comparable(comparison)
     data = data_of(comparison)
     check_cases(comparison, data.file_ending)
+    tested = [] if held_out is None else analyse_test_cases(comparison, data, held_out, processes)
     analysis = Analysis(comparison, measure_all(comparison, data, processes))
     runs = run_table(analysis.largest, data.file_ending)
     costs = cost_table(runs)
     with _complete_folder(output) as folder:
         _write_frames(analysis, folder)
-        tables = [main_table(analysis, costs), class_table(analysis, data)]
+        _write_test_frames(tested, folder)
+        tables = [main_table(analysis, costs), *(table for one in tested for table in held_out_tables(one, data))]
+        tables.append(class_table(analysis, data))
         tables += [pairs_table(analysis)] if len(analysis.experiments) > 1 else []
         tables += [spread_table(analysis), budget_table(runs)]
         (folder / "table.tex").write_text(to_latex(tables[0], f"tab:{comparison.name}"), encoding="utf-8")
@@ -57,7 +67,7 @@ def write_report(comparison: Comparison, output: Path, processes: int | None = N
                 drawn.append(figure)
         definitions = [
             (BY_KEY[key].label, BY_KEY[key].definition.format(unit=data.unit, tolerance=data.nsd_tolerance))
-            for key in analysis.metrics
+            for key in dict.fromkeys(key for one in (analysis, *tested) for key in one.metrics)
         ]
         cases = len(analysis.values(analysis.classes[0]))
         runs_and_cases = f"{cases} cases, {len(comparison.members)} runs"
@@ -70,7 +80,7 @@ def write_report(comparison: Comparison, output: Path, processes: int | None = N
                 warnings(analysis, runs),
                 tables,
                 drawn,
-                methods(analysis, data, runs),
+                f"{methods(analysis, data, runs)} {methods_of_test_cases(tested)}".strip(),
                 definitions,
             ),
             folder,
@@ -133,3 +143,9 @@ def _write_frames(analysis: Analysis, folder: Path) -> None:
     analysis.summary.to_csv(folder / "summary.csv", index=False)
     if len(analysis.experiments) > 1:
         analysis.differences.to_csv(folder / "differences.csv", index=False)
+
+
+def _write_test_frames(tested: list[Analysis], folder: Path) -> None:
+    if tested:
+        tested[0].table.rows.to_csv(folder / "test_cases.csv", index=False)
+        pd.concat([analysis.summary for analysis in tested]).to_csv(folder / "test_summary.csv", index=False)

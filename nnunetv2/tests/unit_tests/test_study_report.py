@@ -282,8 +282,8 @@ def test_compare_takes_plans_and_folders(simulation: Simulation, monkeypatch: py
     (simulation.root / "groups.csv").write_text("case,group\nimage_000,a\n")
     options = ["--baseline", "unet", "--tubular", "1", "--groups", str(simulation.root / "groups.csv")]
     run_compare_entry(["-d", "950", "-c", "2d", *models, *options, "-o", str(simulation.root / "report")])
-    ((comparison, output, processes),) = written
-    assert output == simulation.root / "report" and processes is None
+    ((comparison, output, processes, held_out),) = written
+    assert output == simulation.root / "report" and processes is None and held_out is None
     assert comparison.groups == {"image_000": "a"} and comparison.tubular == [1] and comparison.baseline == "unet"
     assert [(member.experiment, member.fold, member.folder) for member in comparison.members] == [
         (name, str(fold), simulation.fold_folder(experiment, fold))
