@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with logging_redirect_tqdm():
             run_segmentation_with_dinov3(None, read_config(files[0] if files else None, overrides))
+        leave_process_group()
     except ExperimentError as error:
         _refuse(str(error))
 
@@ -86,6 +87,13 @@ def run_segmentation_with_dinov3(backbone: "nn.Module | None", config: Segmentat
     from dinov3.eval.segmentation.train import train_segmentation
 
     return train_segmentation(backbone, config)
+
+
+def leave_process_group() -> None:
+    """Leave the processes of `torchrun`, which warns of those that just end."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
 
 
 def _refuse(message: str) -> NoReturn:
