@@ -18,7 +18,8 @@ install: $(PYTHON)
 install-dev: $(PYTHON)
 	$(PYTHON) -m pip install --quiet ".[dev]"
 
-demo: install
+demo: $(PYTHON)
+	$(PYTHON) -m pip install ".[study]"
 	$(PYTHON) demo/run_demo.py
 
 # Tests that share what they train run in one worker; those that take longest run first.

@@ -1,4 +1,4 @@
-"""The main job on synthetic images: data set → plan and preprocess → train → predict → evaluate → picture.
+"""The main job on synthetic images: data set → plan and preprocess → study of two decoders → predict → evaluate.
 
 Every step is a command of nnU-Net or of this project, run as a user would run it; the output goes to demo/output.
 """
@@ -16,7 +16,8 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "output"
-CONFIG = HERE / "unetr_demo.yaml"
+STUDY = HERE / "study.yaml"
+TRAINED = ("-tr", "nnUNetTrainer_vit", "-p", "nnUNetPlans_demo_unetr")  # of the study, for the test images
 CLASSES = {1: "artery", 2: "vein"}
 SHOWN_CASES, TILE_SIDE = 3, 384
 
@@ -62,13 +63,14 @@ def main() -> None:
     shutil.rmtree(OUTPUT, ignore_errors=True)
     dataset = make_dataset(OUTPUT / "raw")
     number = int(dataset.name[7:10])
-    truth, predictions = dataset / "labelsTs", OUTPUT / "predictions"
+    truth, predictions, page = dataset / "labelsTs", OUTPUT / "predictions", OUTPUT / "report" / "report.html"
     execute = partial(run, environment(OUTPUT, OUTPUT / "raw"))
-    trained = ("-d", number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", f"nnUNetPlans_{CONFIG.stem}")
+    trained = ("-d", number, "-c", "2d", "-f", 0, *TRAINED)
     execute(
         "nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "--verify_dataset_integrity", "-npfp", 2, "-np", 2
     )
-    execute("nnUNetv2_train_vit", number, "2d", 0, "--config", CONFIG, "-device", "cpu")
+    execute("nnUNetv2_vit_study", "run", STUDY)
+    execute("nnUNetv2_vit_study", "report", STUDY, "-o", page.parent)
     # one process each reads and writes: six images are not worth the start of more
     few = ("-device", "cpu", "-npp", 1, "-nps", 1)
     execute("nnUNetv2_predict", "-i", dataset / "imagesTs", "-o", predictions, *trained, *few)
@@ -78,7 +80,7 @@ def main() -> None:
     picture = OUTPUT / "demo.png"
     draw_cases(cases[:SHOWN_CASES], dataset / "imagesTs", truth, predictions, picture)
     report(predictions / "summary.json", truth)
-    print(f"\nPicture: {picture}\nFinished in {time() - start:.0f} s")
+    print(f"\nPicture: {picture}\nReport on the study: {page}\nFinished in {time() - start:.0f} s")
 
 
 if __name__ == "__main__":
