@@ -10,6 +10,7 @@ experiments' trained folds differ by chance, which a bootstrap over cases cannot
 """
 
 import argparse
+import gc
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,7 @@ def main() -> None:
     for name, default in (("repetitions", 200), ("experiments", 4), ("samples", 10_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
+    gc.freeze()  # statsmodels collects garbage in every correction
     print(f"{args.repetitions} studies of {args.experiments} experiments; share of the studies ± its standard error")
     print(f"{'':34}" + "".join(f"{name:>20}" for name in COLUMNS))
     goals = []

@@ -57,6 +57,10 @@ def mean_interval(values: np.ndarray, groups: Groups = None, *, samples: int = 1
         samples: of the bootstrap.
         seed: of the bootstrap.
     """
+    return _interval(values, groups, "BCa", samples, seed)
+
+
+def _interval(values: np.ndarray, groups: Groups, method: str, samples: int, seed: int) -> Interval:
     values = np.asarray(values, dtype=float)
     if len(values) == 0:
         return Interval(np.nan, np.nan, np.nan)
@@ -66,7 +70,7 @@ def mean_interval(values: np.ndarray, groups: Groups = None, *, samples: int = 1
         return Interval(mean, np.nan, np.nan)
     if np.ptp(sums / counts) == 0:
         return Interval(mean, mean, mean)
-    found = _bootstrap(sums, counts, "BCa", samples, seed)
+    found = _bootstrap(sums, counts, method, samples, seed)
     if not np.isfinite(found).all():  # BCa needs values that differ enough
         found = _bootstrap(sums, counts, "percentile", samples, seed)
     return Interval(mean, float(found[0]), float(found[1]))
@@ -109,6 +113,9 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Compare all pairs of experiments.
 
+    The intervals are expanded percentile intervals: differences between paired values are about symmetric, where the
+    skewness that BCa estimates from few cases is mostly noise, and costs a point of coverage (benchmarks/null_study.py).
+
     Args:
         frame: case × experiment, without NaN; a case of several seeds once, with their mean.
         groups: of the cases: whole groups are resampled, and the test is one of the groups' mean differences.
@@ -122,7 +129,7 @@ def paired_differences(
     rows = []
     for first, second in combinations(frame.columns, 2):
         differences = (frame[first] - frame[second]).to_numpy(float)
-        interval = mean_interval(differences, groups, samples=samples, seed=seed)
+        interval = _interval(differences, groups, "percentile", samples, seed)
         sums, counts = _by_group(differences, groups)
         p, note = _signed_rank(sums / counts, "cases" if groups is None else "groups")
         rows.append((first, second, interval.mean, interval.low, interval.high, p, len(sums), note))

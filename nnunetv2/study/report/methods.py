@@ -60,13 +60,13 @@ def _statistics(analysis: Analysis) -> str:
     over = "cases" if groups is None else f"the {len(set(groups))} groups of cases"
     text = (
         f"Means are given with 95% confidence intervals by a bootstrap over {over} (10,000 samples; bias-corrected and "
-        "accelerated, expanded for small samples); they tell how the trained models do on other cases, not how the "
+        "accelerated (BCa), expanded for small samples); they tell how the trained models do on other cases, not how the "
         "numbers vary when the models are trained again."
     )
     if len(analysis.experiments) > 1:
         text += (
             " Pairs of models were compared on the cases whose metric is defined in all models, by the mean paired "
-            "difference with its bootstrap interval and by the two-sided Wilcoxon signed-rank test"
+            "difference with its expanded percentile interval and by the two-sided Wilcoxon signed-rank test"
             f"{_of_groups(groups)}, corrected by Holm's method for all pairs of a class and metric."
         )
     return text

@@ -94,3 +94,18 @@ def test_probability_of_being_best_resamples_whole_groups() -> None:
     best = probability_of_being_best(frame, ["first"] * 3 + ["second"], samples=20_000)
     assert best.to_numpy() == pytest.approx([0.75, 0.25], abs=0.02)
     assert probability_of_being_best(frame.iloc[:0]).isna().all()
+
+
+def test_interval_of_a_difference_is_scipys_percentile() -> None:
+    frame = pd.DataFrame(np.random.default_rng(4).exponential(size=(20, 2)), columns=["a", "b"])
+    (row,) = paired_differences(frame, samples=2000, seed=3).itertuples()
+    level = 1 - 2 * stats.norm.sf(2.0930 * np.sqrt(20 / 19))  # 2.0930: Student's quantile of 19 degrees of freedom
+    expected = stats.bootstrap(
+        ((frame["a"] - frame["b"]).to_numpy(),),
+        np.mean,
+        n_resamples=2000,
+        confidence_level=level,
+        method="percentile",
+        random_state=np.random.default_rng(3),
+    )
+    assert (row.low, row.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.03)
