@@ -114,7 +114,7 @@ def paired_differences(
     """Compare all pairs of experiments.
 
     The intervals are expanded percentile intervals: differences between paired values are about symmetric, where the
-    skewness that BCa estimates from few cases is mostly noise, and costs a point of coverage (benchmarks/null_study.py).
+    skewness that BCa estimates from few cases is mostly noise, and costs coverage (benchmarks/null_study.py).
 
     Args:
         frame: case × experiment, without NaN; a case of several seeds once, with their mean.

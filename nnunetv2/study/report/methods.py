@@ -60,8 +60,8 @@ def _statistics(analysis: Analysis) -> str:
     over = "cases" if groups is None else f"the {len(set(groups))} groups of cases"
     text = (
         f"Means are given with 95% confidence intervals by a bootstrap over {over} (10,000 samples; bias-corrected and "
-        "accelerated (BCa), expanded for small samples); they tell how the trained models do on other cases, not how the "
-        "numbers vary when the models are trained again."
+        "accelerated (BCa), expanded for small samples); they tell how the trained models do on other cases, not "
+        "how the numbers vary when the models are trained again."
     )
     if len(analysis.experiments) > 1:
         text += (
