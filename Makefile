@@ -52,4 +52,5 @@ lint: install-dev
 docs: install-dev
 	$(PYTHON) documentation/generate_configuration.py
 	$(PYTHON) documentation/generate_decoders.py
+	$(PYTHON) documentation/generate_studies.py
 	$(PYTHON) documentation/generate_segmentor.py

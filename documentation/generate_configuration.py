@@ -147,6 +147,8 @@ def type_name(kind: dict[str, Any]) -> str:
     """The name of a type: `int`, `list of int`; of some texts what they are."""
     if "enum" in kind:
         return ", ".join(kind["enum"])
+    if "anyOf" in kind:
+        return " or ".join(map(type_name, kind["anyOf"]))
     name = TYPES[kind["type"]] if "type" in kind else "any"
     return f"{name} of {type_name(kind['items'])}" if "items" in kind else name
 

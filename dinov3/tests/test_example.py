@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinov3.eval.segmentation.config import read_config
 from dinov3.hub.backbones import dinov3_vits16
 
 PAGE = Path(__file__).resolve().parents[2] / "documentation" / "dinov3" / "README.md"
@@ -31,3 +32,13 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     names["state"] = names["segmentor"].state_dict()
     names["backbone"] = dinov3_vits16(pretrained=False)
     exec(load, names)
+
+
+def test_the_configuration_in_the_documentation_of_training(tmp_path: Path):
+    (example,) = re.findall(r"```yml\n(.*?)```", (PAGE.parent / "training.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "linear.yaml").write_text(example)
+    overrides = (f"datasets.root={tmp_path}", f"output_dir={tmp_path / 'out'}")
+    config = read_config(tmp_path / "linear.yaml", overrides)
+    assert config.decoder_head.num_classes == len(config.datasets.class_names) == 3
+    overrides += ("decoder_head.type=m2f", "decoder_head.hidden_dim=256")
+    assert read_config(tmp_path / "linear.yaml", overrides).decoder_head.type == "m2f"

@@ -86,7 +86,13 @@ def test_training_and_evaluation_by_the_command_agree(config: str, tmp_path: Pat
     with pytest.raises(SystemExit):
         main([*small, "bs=1"])
     assert "differs in bs (2 there, now 1)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*small, "eval_only=true", f"load_from={tmp_path / 'run/checkpoint_best.pth'}"])
     assert (tmp_path / "run/results.json").read_text() == json.dumps(trained, indent=2, ensure_ascii=False) + "\n"
+    (tmp_path / "run/results.json").unlink()
+    with pytest.raises(SystemExit):
+        main([*small])
+    assert "of a finished training cannot be read" in capsys.readouterr().err
 
 
 def test_the_help_names_the_packaged_configurations(capsys: pytest.CaptureFixture):

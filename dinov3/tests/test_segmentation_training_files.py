@@ -1,6 +1,8 @@
 """The files of a training: checkpoints, logs, and the folder that belongs to a configuration."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from dinov3.errors import ExperimentError
 from dinov3.eval.segmentation.checkpoints import Checkpoints
 from dinov3.eval.segmentation.config import read_config, values_of
 from dinov3.eval.segmentation.json_lines import JsonLines
-from dinov3.eval.segmentation.output_folder import claim
+from dinov3.eval.segmentation.output_folder import claim, claimed
 from dinov3.eval.segmentation.processes import make_accelerator, seed_by
 
 
@@ -143,7 +145,29 @@ def test_what_a_killed_run_left_half_written_is_deleted(tmp_path: Path, accelera
     folder = claim(config.output_dir, config, accelerator)
     (folder / "checkpoint_0000002.pth.0123abcd.tmp").write_bytes(b"half")
     claim(config.output_dir, config, accelerator)
-    assert names(folder) == ["config.yaml"]
+    assert names(folder) == [".lock", "config.yaml"]
+
+
+def test_a_folder_in_use(tmp_path: Path, accelerator: Accelerator):
+    config = tiny_config(tmp_path)
+    lock = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(1); input()"
+    folder = claim(config.output_dir, config, accelerator)
+    with subprocess.Popen(
+        [sys.executable, "-c", lock, str(folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline()
+        with pytest.raises(ExperimentError, match="is in use by another run"), claimed(config, accelerator):
+            pass
+        other.kill()
+    with claimed(config, accelerator) as found:
+        assert found == folder
+
+
+def test_the_results_of_another_evaluation_are_kept(tmp_path: Path, accelerator: Accelerator):
+    first = tiny_config(tmp_path)
+    (claim(first.output_dir, first, accelerator) / "results.json").write_text("{}")
+    with pytest.raises(ExperimentError, match=r"results of another configuration, which differs in bs \(2 there"):
+        claim(first.output_dir, tiny_config(tmp_path, bs=3), accelerator)
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path, accelerator: Accelerator):

@@ -73,11 +73,12 @@ def check_memory(configuration: dict[str, Any], network: nn.Module, num_classes:
     if batch + weights <= machine.memory:
         return
     size = " × ".join(map(str, configuration["patch_size"]))
+    has_backbone = "model" in configuration[EXPERIMENT_KEY]
+    smaller = ", choose a smaller backbone or decoder, or freeze the backbone" if has_backbone else ""
     raise ExperimentError(
         f"this training needs at least {_in_gib(batch + weights)} of memory ({_in_gib(batch)} for a batch of "
         f"{configuration['batch_size']} images of {size}, {_in_gib(weights)} for weights, gradients and optimizer), "
-        f"{machine.memory_of} {_in_gib(machine.memory)}: lower train.batch_size or train.patch_size, choose a smaller "
-        "backbone or decoder, or freeze the backbone"
+        f"{machine.memory_of} {_in_gib(machine.memory)}: lower train.batch_size or train.patch_size{smaller}"
     )
 
 

@@ -79,7 +79,7 @@ def check_slurm() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise ExperimentError("--on slurm needs submitit: pip install 'nnunet-vit[study]'") from error
+        raise ExperimentError('--on slurm needs submitit: pip install ".[study]"') from error
     missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
     if missing:
         raise ExperimentError(f"--on slurm: no {missing[0]} on this machine; is it a node of a Slurm cluster?")

@@ -18,15 +18,15 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from dinov3.data.dataset import SegmentationDataset
-from dinov3.data.loaders import check_pairs, find_validation_pairs, make_eval_dataset
-from dinov3.data.pairs import ImagePair
+from dinov3.data.loaders import find_validation_pairs, make_eval_dataset
 from dinov3.errors import ExperimentError
+from dinov3.eval.segmentation.checked_pairs import checked_pairs
 from dinov3.eval.segmentation.config import SegmentationConfig
 from dinov3.eval.segmentation.figures import draw_examples
 from dinov3.eval.segmentation.inference import make_inference
 from dinov3.eval.segmentation.metrics import PER_CLASS, PerImageSegmentationMetrics, SegmentationMetrics, check_labels
 from dinov3.eval.segmentation.models.from_config import segmentor_from_config
-from dinov3.eval.segmentation.output_folder import claim
+from dinov3.eval.segmentation.output_folder import claimed
 from dinov3.eval.segmentation.processes import make_accelerator
 from dinov3.eval.segmentation.report import RESULTS, class_names_of, describe_evaluation, write_report
 from dinov3.eval.segmentation.results import Evaluation, Example
@@ -35,7 +35,7 @@ from dinov3.eval.segmentation.training_text import log_to_file
 from dinov3.eval.segmentation.transforms import IGNORE_INDEX, collate_segmentation
 
 EXAMPLE_SIDE = 512  # pixels, the longer side
-PREDICTIONS, CHECKED_FILES, LOG = "predictions.png", "checked_files.json", "evaluation.log"
+PREDICTIONS, LOG = "predictions.png", "evaluation.log"
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +55,17 @@ def evaluate_checkpoint(backbone: nn.Module | None, config: SegmentationConfig) 
             right.
     """
     accelerator = make_accelerator(config)
-    folder = claim(config.output_dir, config, accelerator)
-    with log_to_file(folder / LOG, accelerator):
+    with claimed(config, accelerator) as folder, log_to_file(folder / LOG, accelerator):
         _evaluate_into(folder, segmentor_from_config(config, backbone), config, accelerator)
-    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
 
 
 def _evaluate_into(folder: Path, model: nn.Module, config: SegmentationConfig, accelerator: Accelerator) -> None:
     """Load the checkpoint, evaluate it, and write the results."""
     class_names = class_names_of(config)
     logger.info(load_segmentor(model, config.load_from))
-    dataset = make_eval_dataset(_checked_pairs(config, accelerator, folder), config)
+    pairs = find_validation_pairs(config.datasets, config.seed)
+    dataset = make_eval_dataset(checked_pairs(pairs, "validation", config, accelerator, folder), config)
     evaluation = evaluate_segmentation_model(
         model.to(accelerator.device), dataset, config, accelerator, num_examples=config.eval.num_visualizations
     )
@@ -76,20 +76,6 @@ def _evaluate_into(folder: Path, model: nn.Module, config: SegmentationConfig, a
     accelerator.wait_for_everyone()
     figures = ", ".join(f"{name} {evaluation.metrics[name]:.4f}" for name in ("mIoU", "mDice", "aAcc"))
     logger.info("%s of %d images; all results are in %s", figures, evaluation.num_images, folder)
-
-
-def _checked_pairs(config: SegmentationConfig, accelerator: Accelerator, folder: Path) -> list[ImagePair]:
-    pairs = find_validation_pairs(config.datasets, config.seed)
-    with accelerator.main_process_first():  # the others then know which files are good
-        return check_pairs(
-            pairs,
-            config.decoder_head.num_classes,
-            config.eval.reduce_zero_label,
-            config.datasets,
-            config.num_workers,
-            "validation",
-            folder / CHECKED_FILES,
-        )
 
 
 def evaluate_segmentation_model(

@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -54,9 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _refuse(f"config must be given once, found {' and '.join(files)}")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: spinning threads stall the loader
     logging.basicConfig(format="%(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # of timm's import
     try:
         with logging_redirect_tqdm():
             run_segmentation_with_dinov3(None, read_config(files[0] if files else None, overrides))
+        leave_process_group()
     except ExperimentError as error:
         _refuse(str(error))
 
@@ -86,6 +89,13 @@ def run_segmentation_with_dinov3(backbone: "nn.Module | None", config: Segmentat
     from dinov3.eval.segmentation.train import train_segmentation
 
     return train_segmentation(backbone, config)
+
+
+def leave_process_group() -> None:
+    """Leave the processes of `torchrun`, which warns of those that just end."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
 
 
 def _refuse(message: str) -> NoReturn:

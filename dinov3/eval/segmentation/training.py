@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from dinov3.data.checks import check_pairs
 from dinov3.data.dataset import SegmentationDataset
 from dinov3.data.loaders import find_pairs, make_eval_dataset, make_train_dataset, train_loader
+from dinov3.errors import ExperimentError, in_one_line
+from dinov3.eval.segmentation.checked_pairs import checked_pairs
 from dinov3.eval.segmentation.checkpoints import FINAL, Checkpoints
 from dinov3.eval.segmentation.config import SegmentationConfig
 from dinov3.eval.segmentation.eval import evaluate_segmentation_model
 from dinov3.eval.segmentation.figures import draw_examples
 from dinov3.eval.segmentation.models.from_config import segmentor_from_config
-from dinov3.eval.segmentation.output_folder import claim
+from dinov3.eval.segmentation.output_folder import claimed
 from dinov3.eval.segmentation.processes import make_accelerator
 from dinov3.eval.segmentation.report import RESULTS, class_names_of, describe_evaluation, write_report
 from dinov3.eval.segmentation.results import Evaluation
@@ -48,68 +50,68 @@ def run_training(
     Raises:
         ExperimentError: something in the configuration, the data set or the folder that a user can put right.
     """
-    class_names = class_names_of(config)
     accelerator = make_accelerator(config)
-    folder = claim(config.output_dir, config, accelerator)
-    with log_to_file(folder / LOG, accelerator):
+    with claimed(config, accelerator) as folder, log_to_file(folder / LOG, accelerator):
         if Checkpoints(folder, config.checkpoint.keep_last).is_finished():
             logger.info("%s holds a training that is finished, with its results in %s", folder, RESULTS)
-            return json.loads((folder / RESULTS).read_text())
-        train_data, val_data = _data(config, accelerator, folder)
+            return _results_of(folder)
         model = _segmentor(backbone, config)
         log_circumstances(model, accelerator)
+        train_data, val_data = _data(config, accelerator, folder)
+        evaluate = partial(_evaluate, val_data, config, accelerator, folder)
         loop = TrainingLoop(model, criterion, train_step, config, accelerator, folder)
-
-        def evaluate(segmentor: nn.Module, step: int) -> Evaluation:
-            evaluation = evaluate_segmentation_model(
-                segmentor,
-                val_data,
-                config,
-                accelerator,
-                max_samples=config.eval.max_val_samples,
-                num_examples=config.eval.num_visualizations,
-            )
-            if evaluation.examples:
-                path = folder / "predictions" / f"step_{step}.png"
-                path.parent.mkdir(exist_ok=True)
-                draw_examples(evaluation.examples, path, class_names, len(class_names), IGNORE_INDEX)
-            metric = config.metric_to_save
-            logger.info(
-                "Step %d: %s %.4f of %d images", step, metric, evaluation.metrics[metric], evaluation.num_images
-            )
-            return evaluation
-
         last = loop.run(lambda step: train_loader(train_data, config, step, accelerator.num_processes), evaluate)
         if last is None or last.num_images < len(val_data):
             last = evaluate_segmentation_model(loop.segmentor, val_data, config, accelerator)
         details = {**describe_evaluation(loop.segmentor, config, folder / FINAL), "step": loop.step, "best": loop.best}
         if accelerator.is_main_process:
-            write_report(last, folder, class_names, details)
+            write_report(last, folder, class_names_of(config), details)
             loop.checkpoints.finish()
         accelerator.wait_for_everyone()
-        return json.loads((folder / RESULTS).read_text())
+        return _results_of(folder)
+
+
+def _results_of(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExperimentError(
+            f"{folder / RESULTS} of a finished training cannot be read ({in_one_line(error)}): evaluate its segmentor "
+            f"again, by eval_only=true load_from={folder / FINAL} and another output_dir"
+        ) from error
+
+
+def _evaluate(
+    dataset: SegmentationDataset,
+    config: SegmentationConfig,
+    accelerator: Accelerator,
+    folder: Path,
+    segmentor: nn.Module,
+    step: int,
+) -> Evaluation:
+    """Evaluate the segmentor in the midst of its training, and draw examples."""
+    limits = {"max_samples": config.eval.max_val_samples, "num_examples": config.eval.num_visualizations}
+    evaluation = evaluate_segmentation_model(segmentor, dataset, config, accelerator, **limits)
+    if evaluation.examples:
+        path, class_names = folder / "predictions" / f"step_{step}.png", class_names_of(config)
+        path.parent.mkdir(exist_ok=True)
+        draw_examples(evaluation.examples, path, class_names, len(class_names), IGNORE_INDEX)
+    metric = config.metric_to_save
+    logger.info("Step %d: %s %.4f of %d images", step, metric, evaluation.metrics[metric], evaluation.num_images)
+    return evaluation
 
 
 def _data(
     config: SegmentationConfig, accelerator: Accelerator, folder: Path
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Find and check the images of training and validation."""
-    checked = []
-    for title, pairs in zip(("training", "validation"), find_pairs(config.datasets, config.seed), strict=True):
-        with accelerator.main_process_first():  # the others then know which files are good
-            checked.append(
-                check_pairs(
-                    pairs,
-                    config.decoder_head.num_classes,
-                    config.eval.reduce_zero_label,
-                    config.datasets,
-                    config.num_workers,
-                    title,
-                    folder / "checked_files.json",
-                )
-            )
-        logger.info("%d images of %s", len(checked[-1]), title)
-    return make_train_dataset(checked[0], config), make_eval_dataset(checked[1], config)
+    found = find_pairs(config.datasets, config.seed)
+    training, validation = (
+        checked_pairs(pairs, title, config, accelerator, folder)
+        for pairs, title in zip(found, ("training", "validation"), strict=True)
+    )
+    logger.info("%d images of training, %d of validation", len(training), len(validation))
+    return make_train_dataset(training, config), make_eval_dataset(validation, config)
 
 
 def _segmentor(backbone: nn.Module | None, config: SegmentationConfig) -> nn.Module:

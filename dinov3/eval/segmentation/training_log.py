@@ -36,6 +36,7 @@ class TrainingLog:
         self.folder, self.accelerator, self.metric = folder, accelerator, metric
         self.losses, self.metrics = JsonLines(folder / LOSSES), JsonLines(folder / METRICS)
         self.pending: list[dict[str, Any]] = []
+        self.first = step + 1
         self.writes = accelerator.is_main_process
         if self.writes:
             self.losses.drop_after(step)
@@ -58,7 +59,8 @@ class TrainingLog:
             ExperimentError: see `flush`.
         """
         self.pending.append({"step": step, "losses": losses, "learning_rate": rate, "data_time": data_time})
-        if step % INTERVAL == 0:
+        self.bar.update()
+        if step % INTERVAL == 0 or step == self.first:
             self.flush()
 
     def flush(self) -> None:
@@ -100,7 +102,6 @@ class TrainingLog:
         self.bar.set_postfix_str(
             f"loss {losses[-1]['loss']:.4f}, rate {kept[-1]['learning_rate']:.2e}, data {waited:.3f} s", refresh=False
         )
-        self.bar.update(kept[-1]["step"] - self.bar.n)
 
     def add_evaluation(self, step: int, values: dict[str, Any]) -> None:
         """Write the figures of an evaluation."""

@@ -60,7 +60,14 @@ train:
 # What trains before the tests that take it: these run in one worker, so that nothing is trained twice.
 TRAINING_FIXTURES = ("trained", "trained_m2f")
 # Run first, so that no worker is left with a long one at the end when the other has nothing more to do.
-LONGEST_FIRST = ("test_overfit", "test_real_data", "test_main_job", "test_m2f_trainer", "test_draw_queries")
+LONGEST_FIRST = (
+    "test_overfit",
+    "test_real_data",
+    "test_main_job",
+    "test_study",
+    "test_m2f_trainer",
+    "test_draw_queries",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,10 +17,11 @@ from slurm_cluster import slurm_cluster, why_not
 
 from dinov3.weights.reading import read_checkpoint
 
+pytestmark = pytest.mark.xdist_group("study")  # what the single commands give is trained once
 COMMAND = "nnUNetv2_vit_study"
 TRAIN = (
     *("train.num_epochs=2", "train.num_iterations_per_epoch=1", "train.num_val_iterations_per_epoch=1"),
-    *("train.batch_size=2", "train.patch_size=[32,32]", "train.save_every=1"),
+    *("train.batch_size=2", "train.save_every=1"),
 )
 TINY_VIT = ("model.backbone_size=tiny", "model.pretrained=false")
 OVERRIDES = {"linear": TINY_VIT, "upernet": (*TINY_VIT, "model.decoder.hidden_size=32"), "unet": ()}
@@ -34,22 +35,27 @@ class Trial:
 
     place: Any
     dataset: str
+    patch: int
     experiments: tuple[str, ...]
     folds: tuple[int, ...]
     seeds: tuple[int, ...]
+
+    @property
+    def common(self) -> tuple[str, ...]:
+        return (*TRAIN, f"train.patch_size=[{self.patch},{self.patch}]")
 
     def write(self, name: str) -> Path:
         experiments = {key: {"config": key, "overrides": OVERRIDES[key]} for key in self.experiments}
         values = {"name": name, "dataset": self.dataset, "folds": self.folds, "seeds": self.seeds, "device": "cpu"}
         file = self.place.root / f"{name}.yaml"
-        file.write_text(json.dumps({**values, "common": TRAIN, "experiments": experiments}))  # JSON is YAML
+        file.write_text(json.dumps({**values, "common": self.common, "experiments": experiments}))  # JSON is YAML
         return file
 
     def train_alone(self) -> None:
         for experiment, seed, fold in product(self.experiments, self.seeds, self.folds):
             train = ("nnUNetv2_train_vit", self.dataset, "2d", fold, "--config", experiment, "-device", "cpu")
             name = ("--name", f"alone_{experiment}{self.suffix(seed)}")
-            self.place.run(*train, *name, *TRAIN, *OVERRIDES[experiment], f"train.seed={seed}")
+            self.place.run(*train, *name, *self.common, *OVERRIDES[experiment], f"train.seed={seed}")
 
     def suffix(self, seed: int) -> str:
         return f"_seed{seed}" if len(self.seeds) > 1 else ""
@@ -79,13 +85,13 @@ def _numbers(folder: Path) -> tuple[dict, list, dict]:
 def trial(request: pytest.FixtureRequest) -> Trial:
     if request.param == "drawn":
         place = request.getfixturevalue("workplace")
-        study = Trial(place, "Dataset900_DemoFundus", ("linear", "upernet"), (0,), (0,))
+        study = Trial(place, "Dataset900_DemoFundus", 64, ("linear", "upernet"), (0,), (0,))
     else:
         place = request.getfixturevalue("make_workplace")("study")
         dataset = "Dataset102_NucleiDSB2018"
         take_cases(request.getfixturevalue("real_data") / dataset, place.raw / dataset)
         place.plan("102")
-        study = Trial(place, dataset, ("linear", "upernet", "unet"), (0, 1), (0, 1))
+        study = Trial(place, dataset, 128, ("linear", "upernet", "unet"), (0, 1), (0, 1))
     study.train_alone()
     return study
 

@@ -24,6 +24,7 @@ from nnunetv2.model.parameter_counts import count_parameters
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 FILE = "cost.json"
+COUNTED = {"setup_seconds", "training_seconds", "validation_seconds"}
 PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_resident_bytes")
 # What an experiment writes into a configuration of the plans
 EXPERIMENT_PART = (EXPERIMENT_KEY, "architecture", "patch_size", "batch_size")
@@ -39,7 +40,7 @@ def read_cost(folder: Path) -> dict[str, Any]:
         cost = read_json(folder / FILE)
     except (ExperimentError, FileNotFoundError):
         return {}
-    return cost if isinstance(cost, dict) else {}
+    return cost if isinstance(cost, dict) and cost.keys() >= COUNTED else {}
 
 
 class CostLog:

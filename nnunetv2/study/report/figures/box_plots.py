@@ -1,7 +1,9 @@
 """The distribution of a metric over the cases, with a line per case from experiment to experiment."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from nnunetv2.study.report.figures.style import GREY, colours_of, panels, tilt_labels
@@ -28,8 +30,8 @@ def box_plots(values: dict[str, pd.DataFrame], metric: Metric, unit: str = "") -
 
 def _draw(panel: Axes, frame: pd.DataFrame) -> None:
     positions = range(1, len(frame.columns) + 1)
-    for row in frame.to_numpy():
-        panel.plot(positions, row, color=GREY, alpha=min(0.5, 8 / len(frame)), linewidth=0.6, zorder=1)
+    lines = [np.column_stack([positions, row]) for row in frame.to_numpy()]
+    panel.add_collection(LineCollection(lines, colors=GREY, alpha=min(0.5, 8 / len(frame)), linewidths=0.6, zorder=1))
     parts = panel.boxplot(
         [frame[experiment].dropna().to_numpy() for experiment in frame],
         tick_labels=list(frame.columns),

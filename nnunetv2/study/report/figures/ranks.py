@@ -30,13 +30,8 @@ def rank_diagram(ranks: pd.Series, equal_groups: list[list[str]], critical_dista
         edge = 0.9 if left else len(ordered) + 0.1
         axes.plot((rank, rank, edge), (0, depth, depth), color=colours[experiment], linewidth=1.3)
         axes.plot(rank, 0, "o", color=colours[experiment], markersize=5, clip_on=False)
-        axes.annotate(
-            f"{experiment} ({rank:.2f})",
-            (edge, depth),
-            (0, 2),
-            textcoords="offset points",
-            ha="left" if left else "right",
-        )
+        side = {"xytext": (-4, -3), "ha": "right"} if left else {"xytext": (4, -3), "ha": "left"}
+        axes.annotate(f"{experiment} ({rank:.2f})", (edge, depth), textcoords="offset points", **side)
     for level, group in enumerate(bars):
         within = [ranks[experiment] for experiment in group]
         height = 0.35 * (level + 1)
