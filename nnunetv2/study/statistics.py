@@ -1,5 +1,6 @@
 """The statistics of a comparison: SciPy's, statsmodels' and scikit-posthocs', put together."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from scipy import stats
 from dinov3.errors import ExperimentError
 
 CONFIDENCE, ALPHA = 0.95, 0.05
-FEWEST_CASES = 6  # with fewer, the smallest p of the two-sided signed-rank test is 2 / 2**5 > 0.05
 Groups = Sequence[str] | None
 
 
@@ -45,7 +45,11 @@ class Ranks:
 
 
 def mean_interval(values: np.ndarray, groups: Groups = None, *, samples: int = 10_000, seed: int = 0) -> Interval:
-    """Return the mean of values with its bootstrap interval (BCa; Efron, JASA 1987).
+    """Return the mean of values with its bootstrap interval: BCa (Efron, JASA 1987), expanded for small samples.
+
+    The bootstrap takes the spread of n values as if n − 1 were n, and the normal distribution for Student's: of 20
+    cases its 95% cover some 92%. So it is asked for the level at which it agrees with Student's interval where the
+    values are normal (Hesterberg, The American Statistician 2015, section 5.3).
 
     Args:
         values: one per case, without NaN.
@@ -53,6 +57,10 @@ def mean_interval(values: np.ndarray, groups: Groups = None, *, samples: int = 1
         samples: of the bootstrap.
         seed: of the bootstrap.
     """
+    return _interval(values, groups, "BCa", samples, seed)
+
+
+def _interval(values: np.ndarray, groups: Groups, method: str, samples: int, seed: int) -> Interval:
     values = np.asarray(values, dtype=float)
     if len(values) == 0:
         return Interval(np.nan, np.nan, np.nan)
@@ -62,10 +70,15 @@ def mean_interval(values: np.ndarray, groups: Groups = None, *, samples: int = 1
         return Interval(mean, np.nan, np.nan)
     if np.ptp(sums / counts) == 0:
         return Interval(mean, mean, mean)
-    found = _bootstrap(sums, counts, "BCa", samples, seed)
+    found = _bootstrap(sums, counts, method, samples, seed)
     if not np.isfinite(found).all():  # BCa needs values that differ enough
         found = _bootstrap(sums, counts, "percentile", samples, seed)
     return Interval(mean, float(found[0]), float(found[1]))
+
+
+def _expanded_level(number: int) -> float:
+    quantile = np.sqrt(number / (number - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, number - 1)
+    return float(1 - 2 * stats.norm.sf(quantile))
 
 
 def _bootstrap(sums: np.ndarray, counts: np.ndarray, method: str, samples: int, seed: int) -> tuple[float, float]:
@@ -81,7 +94,7 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray, method: str, samples: int, 
             vectorized=True,
             n_resamples=samples,
             batch=1000,
-            confidence_level=CONFIDENCE,
+            confidence_level=_expanded_level(len(sums)),
             method=method,
             random_state=np.random.default_rng(seed),  # newer names of it are unknown to SciPy before 1.15
         )
@@ -100,8 +113,11 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Compare all pairs of experiments.
 
+    The intervals are expanded percentile intervals: differences between paired values are about symmetric, where the
+    skewness that BCa estimates from few cases is mostly noise, and costs coverage (benchmarks/null_study.py).
+
     Args:
-        frame: case × experiment, without NaN.
+        frame: case × experiment, without NaN; a case of several seeds once, with their mean.
         groups: of the cases: whole groups are resampled, and the test is one of the groups' mean differences.
         samples: of the bootstrap.
         seed: of the bootstrap.
@@ -113,7 +129,7 @@ def paired_differences(
     rows = []
     for first, second in combinations(frame.columns, 2):
         differences = (frame[first] - frame[second]).to_numpy(float)
-        interval = mean_interval(differences, groups, samples=samples, seed=seed)
+        interval = _interval(differences, groups, "percentile", samples, seed)
         sums, counts = _by_group(differences, groups)
         p, note = _signed_rank(sums / counts, "cases" if groups is None else "groups")
         rows.append((first, second, interval.mean, interval.low, interval.high, p, len(sums), note))
@@ -122,12 +138,19 @@ def paired_differences(
     return table
 
 
+def fewest_cases(pairs: int = 1) -> int:
+    """Return with how many cases a test of one among so many pairs can be significant after Holm's correction.
+
+    The smallest p of the two-sided signed-rank test of n cases is 2 / 2**n: all differences have the same sign.
+    """
+    return math.floor(math.log2(2 * pairs / ALPHA)) + 1
+
+
 def _signed_rank(differences: np.ndarray, noun: str) -> tuple[float, str]:
-    if len(differences) < FEWEST_CASES:
-        return np.nan, f"no test of {len(differences)} {noun} can be significant: that takes {FEWEST_CASES}"
-    if not differences.any():
-        return 1.0, ""
-    return float(stats.wilcoxon(differences).pvalue), ""
+    if len(differences) < fewest_cases():
+        return np.nan, f"no test of {len(differences)} {noun} can be significant: that takes {fewest_cases()}"
+    differences = differences[differences != 0]  # Wilcoxon drops zeros; SciPy's test is exact for a few without them
+    return (float(stats.wilcoxon(differences).pvalue) if len(differences) else 1.0), ""
 
 
 def _holm(p: np.ndarray) -> np.ndarray:
@@ -151,6 +174,8 @@ def probability_of_being_best(
         samples: of the bootstrap.
         seed: of the bootstrap.
     """
+    if frame.empty:
+        return pd.Series(np.nan, index=frame.columns)
     columns = [_by_group(frame[name].to_numpy(float), groups) for name in frame]
     sums, counts = np.stack([sums for sums, _ in columns], axis=1), columns[0][1]
     rng, number = np.random.default_rng(seed), len(counts)
@@ -163,31 +188,36 @@ def probability_of_being_best(
 def spread(frame: pd.DataFrame) -> tuple[float, float]:
     """Return the standard deviations of the means of the seeds and of the means of the folds; NaN of a single one.
 
+    The seeds are compared over the folds that all of them have: otherwise they would differ by the folds.
+
     Args:
         frame: an experiment's values, columns seed, fold, value.
     """
-    seeds = frame.groupby("seed", dropna=False)["value"].mean()
-    folds = frame.groupby("fold")["value"].mean()
-    return float(seeds.std(ddof=1)), float(folds.std(ddof=1))
+    runs = frame.groupby(["fold", "seed"], dropna=False)["value"].mean().unstack()
+    return float(runs.dropna().mean().std(ddof=1)), float(runs.mean(axis=1).std(ddof=1))
 
 
-def critical_difference(frame: pd.DataFrame) -> Ranks:
+def critical_difference(frame: pd.DataFrame, groups: Groups = None) -> Ranks:
     """Rank the experiments in every case, and tell which mean ranks differ (Demšar, JMLR 2006).
 
     Args:
         frame: case × experiment (three or more), without NaN, higher is better.
+        groups: of the cases; their means are ranked, since cases of one group are not independent.
     """
     try:
         from scikit_posthocs import posthoc_nemenyi_friedman
     except ImportError as error:
         raise ExperimentError('the statistics need scikit-posthocs: pip install ".[study]"') from error
+    if groups is not None:
+        frame = frame.groupby(np.asarray(groups), sort=False).mean()
     mean = frame.rank(axis=1, ascending=False).mean()
     p = posthoc_nemenyi_friedman(frame.to_numpy())
     p.index = p.columns = frame.columns
     number, cases = len(frame.columns), len(frame)
     quantile = stats.studentized_range.ppf(1 - ALPHA, number, np.inf) / np.sqrt(2)
     distance = float(quantile * np.sqrt(number * (number + 1) / (6 * cases)))
-    friedman = float(stats.friedmanchisquare(*frame.to_numpy().T).pvalue)
+    all_tied = bool((frame.nunique(axis=1) == 1).all())  # Friedman's statistic is 0 / 0
+    friedman = 1.0 if all_tied else float(stats.friedmanchisquare(*frame.to_numpy().T).pvalue)
     return Ranks(mean, p, distance, friedman, _equal_sets(mean.sort_values(), p))
 
 

@@ -158,9 +158,11 @@ class Analysis:
         return frame.reindex([experiment for experiment in self.experiments if experiment != baseline])
 
     def ranks(self, name: str) -> Ranks | None:
-        """Return the mean ranks by Dice; None for fewer than three experiments or cases."""
+        """Return the mean ranks by Dice over the cases or groups; None for fewer than three experiments or of these."""
         values = self.values(name).dropna()
-        return critical_difference(values) if min(values.shape) > 2 else None
+        groups = self.groups(values.index)
+        number = len(values) if groups is None else len(set(groups))
+        return critical_difference(values, groups) if min(number, values.shape[1]) > 2 else None
 
     @cached_property
     def spreads(self) -> pd.DataFrame:

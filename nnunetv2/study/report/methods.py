@@ -8,8 +8,7 @@ from nnunetv2.study.report.analysis import Analysis
 from nnunetv2.study.report.costs import unequal_budgets
 from nnunetv2.study.report.data import Data
 from nnunetv2.study.report.metrics import BY_KEY
-
-FEWEST_CASES = 6  # below, no outcome of the signed-rank test has p < 0.05
+from nnunetv2.study.statistics import fewest_cases
 
 
 def methods(analysis: Analysis, data: Data, runs: pd.DataFrame) -> str:
@@ -57,15 +56,24 @@ def _budget(runs: pd.DataFrame) -> str:
 
 
 def _statistics(analysis: Analysis) -> str:
-    groups = analysis.comparison.groups
-    over = "cases" if groups is None else f"the {len(set(groups.values()))} groups of cases"
-    text = f"Means are given with 95% confidence intervals by a bootstrap over {over} (10,000 samples)."
+    groups = analysis.groups(analysis.values(analysis.classes[0]).index)
+    over = "cases" if groups is None else f"the {len(set(groups))} groups of cases"
+    text = (
+        f"Means are given with 95% confidence intervals by a bootstrap over {over} (10,000 samples; bias-corrected and "
+        "accelerated (BCa), expanded for small samples); they tell how the trained models do on other cases, not "
+        "how the numbers vary when the models are trained again."
+    )
     if len(analysis.experiments) > 1:
         text += (
-            " Pairs of models were compared by the mean paired difference with its bootstrap interval and by the "
-            "two-sided Wilcoxon signed-rank test, corrected for all pairs by Holm's method."
+            " Pairs of models were compared on the cases whose metric is defined in all models, by the mean paired "
+            "difference with its expanded percentile interval and by the two-sided Wilcoxon signed-rank test"
+            f"{_of_groups(groups)}, corrected by Holm's method for all pairs of a class and metric."
         )
     return text
+
+
+def _of_groups(groups: list[str] | None) -> str:
+    return "" if groups is None else " of the groups' means"
 
 
 def _versions(runs: pd.DataFrame) -> str:
@@ -84,14 +92,26 @@ def warnings(analysis: Analysis, runs: pd.DataFrame) -> list[str]:
     sentences = unequal_budgets(runs)
     if sentences:
         sentences = [f"The budgets are not equal, so neither is the comparison. {sentences[0]}", *sentences[1:]]
-    cases = len(analysis.values(analysis.classes[0]))
-    if cases < FEWEST_CASES and len(analysis.experiments) > 1:
-        sentences.append(
-            f"With {_counted(cases, 'case')} no test can be significant (that takes {FEWEST_CASES}), so no p-value is "
-            "given."
-        )
+    if len(analysis.experiments) > 1:
+        sentences += _too_few_cases(analysis)
     if any(member.fold == "all" for member in analysis.comparison.members):
         sentences.append(
             "The fold `all` validates on the cases that it trains on: its numbers say nothing of new cases."
         )
     return sentences
+
+
+def _too_few_cases(analysis: Analysis) -> list[str]:
+    pairs = analysis.differences_of(analysis.classes[0])
+    number, fewest, corrected = int(pairs["n"].iloc[0]), fewest_cases(), fewest_cases(len(pairs))
+    noun = "case" if analysis.comparison.groups is None else "group"
+    if number < fewest:
+        return [
+            f"With {_counted(number, noun)} no test can be significant (that takes {fewest}), so no p-value is given."
+        ]
+    if number < corrected:
+        return [
+            f"With {_counted(number, noun)} and {len(pairs)} pairs of models no test can be significant after Holm's "
+            f"correction (that takes {corrected})."
+        ]
+    return []

@@ -88,9 +88,11 @@ def pairs_table(analysis: Analysis) -> Table:
         for row in analysis.differences_of(name).itertuples():
             cells = [Cell(name), Cell(f"{row.first} − {row.second}"), interval(row.difference, row.low, row.high)]
             rows.append([*cells, probability(row.p), probability(row.p_holm), Cell(str(row.n), row.n)])
-    header = ["Class", "Pair", "Difference of Dice", "p", "p (Holm)", "Cases"]
+    cases = "Cases" if analysis.comparison.groups is None else "Groups"
+    header = ["Class", "Pair", "Difference of Dice", "p", "p (Holm)", cases]
     note = (
-        "Mean paired difference [95% interval]; Wilcoxon signed-rank test, Holm's correction over the pairs of a class."
+        "Mean paired difference [95% interval] over the cases that are defined in all experiments; Wilcoxon "
+        "signed-rank test, Holm's correction over the pairs of a class."
     )
     return Table("pairs", "All pairs", note, header, rows)
 

@@ -18,7 +18,9 @@ from nnunetv2.study.statistics import (
 def test_interval_is_scipys_bootstrap() -> None:
     values = np.random.default_rng(1).normal(size=30)
     interval = mean_interval(values, samples=2000, seed=3)
-    expected = stats.bootstrap((values,), np.mean, n_resamples=2000, random_state=np.random.default_rng(3))
+    level = 1 - 2 * stats.norm.sf(2.0452 * np.sqrt(30 / 29))  # 2.0452: Student's quantile of 29 degrees of freedom
+    rng = np.random.default_rng(3)
+    expected = stats.bootstrap((values,), np.mean, n_resamples=2000, confidence_level=level, random_state=rng)
     assert interval.mean == pytest.approx(values.mean())
     assert interval.low == pytest.approx(expected.confidence_interval.low, abs=0.02)
     assert interval.high == pytest.approx(expected.confidence_interval.high, abs=0.02)
