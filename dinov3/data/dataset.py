@@ -17,7 +17,7 @@ class SegmentationDataset(Dataset):
     """Images with their labels, read and transformed.
 
     `dataset[index]` is a pair, for evaluation. `dataset[draw, index]` is one for training, whose augmentation is a
-    function of `seed` and of `draw`, the number of the draw within the training, whichever process asks for it.
+    function of `seed` and `draw`, the number of the draw within the training, in whichever process it is loaded.
 
     Args:
         pairs: the files.
@@ -43,10 +43,10 @@ class SegmentationDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, item: int | Draw) -> tuple[Any, Any]:
-        """Return what the transform makes of an image and its labels.
+        """Return the transformed image and labels.
 
         Raises:
-            ImageFileError: a file cannot be read any more.
+            ImageFileError: a file can no longer be read.
         """
         if not isinstance(item, tuple):
             return self._sample(item)
@@ -65,7 +65,7 @@ class SegmentationDataset(Dataset):
 
 
 def different_sizes(pair: ImagePair, image: Tensor, labels: Tensor) -> str:
-    """Say that an image and its labels are not of one size."""
+    """Return the message for an image and labels of different sizes."""
     (height, width), (labels_height, labels_width) = image.shape[1:], labels.shape
     return (
         f"an image and its labels must have the same height and width, found {height} x {width} in {pair.image} "

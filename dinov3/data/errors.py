@@ -4,8 +4,8 @@ from dinov3.errors import ExperimentError
 
 
 class ImageFileError(ExperimentError):
-    """A file of an image or of labels that cannot be used, or a pair that does not fit together."""
+    """An image or label file that cannot be used, or an image and labels that do not fit together."""
 
     def __init__(self, message: str) -> None:
-        # a data loader makes the error of its process anew, with the traceback before the sentence
+        # a data loader raises a worker's error again with the worker's traceback before the message
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())

@@ -1,4 +1,4 @@
-"""Reading images and labels of all common kinds."""
+"""Reading images and labels in the common file formats."""
 
 from pathlib import Path
 
@@ -21,12 +21,12 @@ TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 def read_image(path: Path, max_value: float | None = None) -> Tensor:
     """Read an image: grey, with a palette, or in colours, of any depth. Transparency is dropped.
 
-    The pixels stay where the file has them: no orientation of a camera is applied, as the labels would not follow.
+    The EXIF orientation is not applied, because labels have none: image and labels would no longer match.
 
     Args:
         path: the file.
-        max_value: what is white in images of more than 8 bits. By default the largest number of their type, as long as
-            they are whole numbers.
+        max_value: the value of white in images of more than 8 bits. None: the largest value of their type, for integer
+            types.
 
     Returns:
         (3, H, W): uint8, or for more than 8 bits float32 from 0 to 1.
@@ -57,7 +57,7 @@ def read_labels(path: Path) -> Tensor:
         (H, W): uint8, or for more than 8 bits int64.
 
     Raises:
-        ImageFileError: the file cannot be read, or has no labels.
+        ImageFileError: the file cannot be read, or does not hold labels.
     """
     try:
         pixels = _deep_pixels(path)
@@ -136,7 +136,9 @@ def _scaled(channels: np.ndarray, max_value: float | None) -> np.ndarray:
     """From any numbers to float32 from 0 to 1."""
     if max_value is None:
         if channels.dtype.kind not in "iu":
-            raise ValueError("its pixels are no whole numbers: datasets.max_value must say which of them is white")
+            raise ValueError(
+                "its pixels are floating-point numbers: datasets.max_value must be set to the value of white"
+            )
         max_value = float(np.iinfo(channels.dtype).max)
     if not np.isfinite(channels).all():
         raise ValueError("its pixels must be finite numbers, found NaN or infinity")

@@ -1,4 +1,4 @@
-"""From the configuration to pairs, data sets and the loader of a training."""
+"""Making pairs, data sets and the loader of a training from the configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,14 +40,14 @@ def find_pairs(datasets: DatasetConfig, seed: int) -> tuple[list[ImagePair], lis
     `dinov3.data.layouts`.
 
     Args:
-        datasets: where they are.
-        seed: of a split that is drawn.
+        datasets: root, layout and split.
+        seed: of the split, where it is drawn.
 
     Returns:
-        Pairs of training and of validation, in a fixed order.
+        Pairs for training and for validation, in a fixed order.
 
     Raises:
-        ExperimentError: they are not there, or images and labels do not fit together.
+        ExperimentError: files are missing, or images and labels do not fit together.
     """
     return _part(datasets, "TRAIN", seed), find_validation_pairs(datasets, seed)
 
@@ -68,10 +68,10 @@ def _part(datasets: DatasetConfig, split: str, seed: int) -> list[ImagePair]:
 
 
 def make_train_dataset(pairs: Sequence[ImagePair], config: SegmentationConfig) -> SegmentationDataset:
-    """Make the data set of training, with the augmentation and the kind of targets that the configuration asks for.
+    """Make the data set of training, with the augmentation and the targets that the configuration sets.
 
     Raises:
-        ExperimentError: the images are of several sizes, and nothing makes them fit into a batch.
+        ExperimentError: the images have different sizes, and no crop makes them fit into a batch.
     """
     options = config.transforms.train
     if config.bs > 1 and options.crop_size is None:
@@ -97,7 +97,7 @@ def _refuse_several_sizes(pairs: Sequence[ImagePair], batch_size: int) -> None:
 
 
 def make_eval_dataset(pairs: Sequence[ImagePair], config: SegmentationConfig) -> SegmentationDataset:
-    """Make the data set of evaluation, with one view of every image or all that test-time augmentation asks for."""
+    """Make the data set of evaluation, with one view of every image, or with all those of test-time augmentation."""
     options = config.transforms.eval
     ratios = options.tta_ratios if config.eval.use_tta else (1.0,)
     transform = make_segmentation_eval_transforms(options.img_size, ratios, **_common(config))

@@ -34,7 +34,7 @@ class DrawBatches(Sampler[list[Draw]]):
         super().__init__()
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.batches = range(first_batch, num_batches)
-        self.drop_last = False  # asked for by Accelerate, as is batch_size
+        self.drop_last = False  # Accelerate reads this attribute, and batch_size
 
     def __len__(self) -> int:
         """Return the number of batches that are left."""

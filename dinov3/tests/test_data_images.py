@@ -123,7 +123,7 @@ def test_the_largest_value_does_not_matter_to_eight_bits(tmp_path: Path):
 def test_floats_need_to_know_white(tmp_path: Path):
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, np.array([[-1.0, 0.5], [2.0, 8.0]], np.float32))
-    with pytest.raises(ExperimentError, match="image.tif cannot be read: .*datasets.max_value must say"):
+    with pytest.raises(ExperimentError, match="image.tif cannot be read: .*datasets.max_value must be set"):
         read_image(path)
     assert read_image(path, max_value=4)[1].tolist() == [[0, 0.125], [0.5, 1]]
     tifffile.imwrite(path, np.array([[np.nan, 0.5]], np.float32))

@@ -65,16 +65,40 @@ def test_folders_of_parts(tmp_path: Path):
     assert names(tmp_path, val="FOLDER:split=TRAIN") == [["a", "b", "c"]] * 2
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "train", "val"),
+    [
+        ("images", "labels", "training", "validation"),
+        ("Images", "Labels", "Train", "VAL"),
+        ("images", "LABELS", "train", "validation"),
+    ],
+)
+def test_other_names_of_folders(tmp_path: Path, images: str, labels: str, train: str, val: str):
+    both(tmp_path, f"{images}/{train}", f"{labels}/{train}")
+    touch(tmp_path, f"{images}/{val}/v.jpg", f"{labels}/{val}/v.png")
+    assert names(tmp_path) == names(tmp_path, train="FOLDER:split=TRAIN") == [["a", "b"], ["v"]]
+
+
+def test_images_and_labels_may_name_the_parts_differently(tmp_path: Path):
+    both(both(tmp_path, "images/train", "labels/Training"), "images/val", "labels/validation")
+    assert names(tmp_path) == [["a", "b"], ["a", "b"]]
+
+
+def test_capitalised_folders_without_parts(tmp_path: Path):
+    both(tmp_path, "Images", "Labels")
+    assert sorted(name for part in names(tmp_path) for name in part) == ["a", "b"]
+
+
 def test_hidden_and_other_files_are_no_images(tmp_path: Path):
     both(both(tmp_path, "images/train", "labels/train"), "images/val", "labels/val")
     touch(tmp_path, "images/train/.DS_Store", "images/train/._a.jpg", "images/val/Thumbs.db", "labels/val/notes.txt")
     assert names(tmp_path) == [["a", "b"], ["a", "b"]]
 
 
-def test_lists_of_names_with_or_without_the_suffix(tmp_path: Path):
+def test_lists_of_names_with_or_without_the_suffix_and_a_byte_order_mark(tmp_path: Path):
     flat(tmp_path, "a", "b", "c.1", "d")
-    (tmp_path / "train.txt").write_text("c.1\n\na.jpg\n")
-    (tmp_path / "val.txt").write_text("b.jpg")
+    (tmp_path / "train.txt").write_text("c.1\n\na.jpg\n", encoding="utf-8-sig")
+    (tmp_path / "val.txt").write_bytes(b"b.jpg\r\n")
     assert names(tmp_path) == [["a", "c.1"], ["b"]]
 
 
@@ -106,14 +130,32 @@ def test_wrong_settings_are_told(tmp_path: Path, values: dict[str, Any], message
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], r"no data set was recognised .* ADE20K: .*; CITYSCAPES: .*; FOLDER: "),
+        ([], r"no data set was recognised .* ADE20K: .*; CITYSCAPES: .*; FOLDER: .*; found no subfolders"),
         (["images/a.gif", "labels/a.png"], r"there are no images in .*images: looked for \.png, \.jpg"),
         (["images/a.png", "labels/a.jpg"], r"found 1 image \(a\) in .*images without labels"),
         (["images/a.png", "labels/a.png"], "a training and a validation image are needed, found only .*a.png"),
         (["images/a.png", "labels/b.png"], r"1 image \(a\) .* and 1 label file \(b\) in .*labels without an image"),
         ([f"images/{name}.png" for name in "abcdefgh"] + ["labels/a.png"], r"7 images \(b, c, d, e, f, and 2 more\)"),
         (["images/a.png", "images/a.JPG", "labels/a.png"], r"several files for 1 name \(a\)"),
-        (["images/train/a.png", "labels/train/a.png"], "the folder .*images/val does not exist"),
+        (
+            ["images/a.jpg", "labels/a.jpg"],
+            r"JPEG and WebP files are not read as labels, .* found 1 file \(a.jpg\): .*png",
+        ),
+        (
+            ["images/train/a.png", "images/test/b.png", "labels/train/a.png"],
+            r"images must have the subfolders train \(or training\) and val \(or .* 2 subfolders \(test, train\)$",
+        ),
+        (["images/train/a.png", "images/val/b.png"], r"labels must have the subfolders train .*, found no subfolders$"),
+        (
+            ["images/p1/a.png", "labels/p1/a.png"],
+            r"or in their subfolders train .* found no .* 1 subfolder \(p1\) in .*images$",
+        ),
+        (["images/a.png", "labels/p1/a.png"], r"or in their subfolders train .* 1 subfolder \(p1\) in .*labels$"),
+        (
+            ["images/train/p1/a.png", "labels/train/p1/a.png", "images/val/b.png"],
+            r"subfolder \(p1\) in .*images/train$",
+        ),
+        (["images/train/a.png", "images/Training/b.png"], "images may be named train or training, found 2$"),
         (["images/train/a.png", "labels/train/a.png", "images/val/x.txt", "labels/val/a.png"], "no images in .*val"),
     ],
 )
@@ -125,19 +167,30 @@ def test_what_does_not_fit_together_is_told(tmp_path: Path, files: list[str], me
         find_pairs(settings(tmp_path), 0)
 
 
+def test_other_folders_are_listed(tmp_path: Path):
+    touch(tmp_path, "images/a.png", "masks/a.png", ".git/x")
+    with pytest.raises(ExperimentError, match=r"no data set was recognised .*; found 2 subfolders \(images, masks\)$"):
+        find_pairs(settings(tmp_path), 0)
+    with pytest.raises(ExperimentError, match=r"must have the subfolders images and labels, found 2 subfolders \(im"):
+        find_pairs(settings(tmp_path, train="FOLDER:split=TRAIN"), 0)
+
+
 @pytest.mark.parametrize(
     ("train", "val", "message"),
     [
         ("a\nb", "b\nc", r"train.txt and .*val.txt must not share images, found 1 name \(b\)"),
-        ("a", "b\nx", r"val.txt must list images, one per line, found 1 name \(x\) that are not there"),
+        ("a", "b\nx", r"val.txt must list images, one per line, found 1 name \(x\) that is not there$"),
+        ("y\nz", "b", r"train.txt must list images, one per line, found 2 names \(y, z\) that are not there$"),
         ("a", "\n", "val.txt lists no image"),
-        ("a", None, "the list of images .*val.txt cannot be read"),
+        ("a", None, r"train.txt and val.txt are both needed, found .*train.txt but no val.txt$"),
+        (None, "a", r"train.txt and val.txt are both needed, found .*val.txt but no train.txt$"),
+        ("a", "\udcff", "the list of images .*val.txt cannot be read"),
     ],
 )
-def test_wrong_lists_are_told(tmp_path: Path, train: str, val: str | None, message: str):
+def test_wrong_lists_are_refused(tmp_path: Path, train: str | None, val: str | None, message: str):
     flat(tmp_path, "a", "b", "c")
-    (tmp_path / "train.txt").write_text(train)
-    if val is not None:
-        (tmp_path / "val.txt").write_text(val)
+    for name, text in (("train.txt", train), ("val.txt", val)):
+        if text is not None:
+            (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ExperimentError, match=message):
         find_pairs(settings(tmp_path), 0)

@@ -1,1 +1,1 @@
-"""How data sets lie on the disk: a module for each layout, and the table of all."""
+"""Folder structures of data sets: a module for each layout, and the registry of all."""
