@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from dinov3.data.checks import check_pairs
 from dinov3.data.dataset import SegmentationDataset
 from dinov3.data.images import image_size
 from dinov3.data.layouts.registry import LAYOUTS, parse, recognise
@@ -23,7 +22,6 @@ from dinov3.eval.segmentation.transforms import (
 )
 
 __all__ = [
-    "check_pairs",
     "find_pairs",
     "find_validation_pairs",
     "make_eval_dataset",
