@@ -1,9 +1,11 @@
 """The main job on synthetic images: data set → plan and preprocess → study of two decoders → predict → evaluate.
 
-Every step is a command of nnU-Net or of this project, run as a user would run it; the output goes to demo/output.
+Every step but the fingerprint is a command of nnU-Net or of this project, run as a user would run it; the output goes
+to demo/output.
 """
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,16 @@ STUDY = HERE / "study.yaml"
 TRAINED = ("-tr", "nnUNetTrainer_vit", "-p", "nnUNetPlans_demo_unetr")  # of the study, for the test images
 CLASSES = {1: "artery", 2: "vein"}
 SHOWN_CASES, TILE_SIDE = 3, 384
+
+
+def extract_fingerprint(number: int, variables: dict[str, str]) -> None:
+    """Write the fingerprint that the planner finds: the command would draw a hundred million pixels of small images."""
+    os.environ.update(variables)  # nnU-Net reads its folders when it is imported
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    extractor = DatasetFingerprintExtractor(number, num_processes=1)
+    extractor.num_foreground_voxels_for_intensitystats = 10_000
+    extractor.run()
 
 
 def chance_dice(labels: list[np.ndarray], label: int) -> float:
@@ -64,7 +76,10 @@ def main() -> None:
     dataset = make_dataset(OUTPUT / "raw")
     number = int(dataset.name[7:10])
     truth, predictions, page = dataset / "labelsTs", OUTPUT / "predictions", OUTPUT / "report" / "report.html"
-    execute = partial(run, environment(OUTPUT, OUTPUT / "raw"))
+    variables = environment(OUTPUT, OUTPUT / "raw")
+    execute = partial(run, variables)
+    (OUTPUT / "preprocessed" / dataset.name).mkdir(parents=True)
+    extract_fingerprint(number, variables)
     trained = ("-d", number, "-c", "2d", "-f", 0, *TRAINED)
     execute(
         "nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "--verify_dataset_integrity", "-npfp", 2, "-np", 2
