@@ -1,1 +1,1 @@
-"""Configuration files and the rules that their values keep."""
+"""Configuration files, and the checks of their values."""

@@ -1,4 +1,4 @@
-"""Configuration files: packaged ones and the user's own, based on each other, with overrides."""
+"""Configuration files: packaged ones and the user's own, which may extend each other, with overrides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dinov3.errors import ExperimentError, did_you_mean
 
-BASE_KEY = "base"  # of a YAML file: the configuration that it changes
+BASE_KEY = "base"  # in a YAML file: the configuration that it extends
 
 
 def find_file(name: str, folder: Path = Path()) -> Path | None:
-    """Return the path of a file, `~` expanded; None if there is no such file, or it cannot be one's name.
+    """Return the path of a file, with `~` expanded; None if it does not exist or the name is impossible.
 
     Args:
         name: the path, absolute or relative to `folder`.
@@ -26,22 +26,22 @@ def find_file(name: str, folder: Path = Path()) -> Path | None:
 
 
 def find_path(name: str, folder: Path = Path()) -> Path | None:
-    """Return the path of a file or folder, as `find_file` does of a file."""
+    """Like `find_file`, for a file or a folder."""
     try:
         path = folder / Path(name).expanduser()
         return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError):  # too long, an unknown user, a zero byte
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown user, a null byte
         return None
 
 
 @dataclass(frozen=True)
 class ConfigFiles:
-    """The configurations of a package, and how its files are read.
+    """The configurations of a package, and how to read them.
 
     Attributes:
-        folders: where the packaged ones are.
-        keys: the keys of a configuration, in words, for messages.
-        example: of an override, for messages.
+        folders: the folders of the packaged files.
+        keys: the main keys of a configuration, in words, for messages.
+        example: an override, for messages.
     """
 
     folders: tuple[Path, ...]
@@ -64,7 +64,7 @@ class ConfigFiles:
             folder: by default the working directory.
 
         Raises:
-            ExperimentError: there is neither.
+            ExperimentError: neither exists.
         """
         packaged = self.packaged()
         path = packaged.get(name_or_path) or find_file(name_or_path, folder)
@@ -81,7 +81,7 @@ class ConfigFiles:
         return name_or_path if name_or_path in self.packaged() else str(Path(name_or_path).expanduser().absolute())
 
     def read(self, path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-        """Read a YAML file and the bases that it names, and apply overrides, without checking them against a schema.
+        """Read a YAML file and its bases, and apply overrides, without checking them against a schema.
 
         Args:
             path: the YAML file; None: the overrides alone.
@@ -91,13 +91,16 @@ class ConfigFiles:
             Nested dictionary of the values given.
 
         Raises:
-            ExperimentError: a file is no YAML mapping, a base does not exist or is based on itself, or an override has
-                no `=`.
+            ExperimentError: a file is not a YAML mapping, a base does not exist or extends itself, or an override has
+                no `=` or no value.
         """
         for override in overrides:
-            key, _, value = override.partition("=")
-            if not key.strip() or value.strip() in ("", "???"):
-                raise ExperimentError(f"override {override!r} is not of the form key=value, such as {self.example}")
+            key, equals, value = override.partition("=")
+            if not key.strip() or value.strip() in ("", "???"):  # OmegaConf's mark of a missing value
+                reason = " (the value is missing)" if key.strip() and equals else ""
+                raise ExperimentError(
+                    f"override {override!r} is not of the form key=value{reason}, such as {self.example}"
+                )
         try:
             config = OmegaConf.create() if path is None else self._read_merged(path)
             OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -112,11 +115,11 @@ class ConfigFiles:
             raise ExperimentError(f"the overrides {' '.join(overrides)} {fit}: {reason}") from error
 
     def _read_merged(self, path: Path, derived: tuple[Path, ...] = ()) -> DictConfig:
-        """Read a YAML file, merged into the configuration that its key `base` names, if there is one.
+        """Read a YAML file, merged into the configuration that its key `base` names, if any.
 
         Args:
             path: the YAML file.
-            derived: files based on this one, the one that was asked for first.
+            derived: the files that extend this one, starting with the one requested.
         """
         values = self._read_yaml(path)
         base = values.pop(BASE_KEY, None)
@@ -143,7 +146,7 @@ class ConfigFiles:
             raise ExperimentError(f"{path} does not fit its {BASE_KEY} {base!r}: {reason}") from error
 
     def _read_yaml(self, path: Path) -> dict[str, Any]:
-        """Read a YAML file; interpolations stay as they are written."""
+        """Read a YAML file, leaving interpolations unresolved."""
         try:
             config = OmegaConf.load(path)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:

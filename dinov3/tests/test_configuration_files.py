@@ -7,7 +7,7 @@ from typing import Annotated
 
 import pytest
 
-from dinov3.configuration.schema import ByName, Section, build
+from dinov3.configuration.schema import ByName, Problem, Section, build
 from dinov3.configuration.yaml_files import ConfigFiles
 from dinov3.errors import ExperimentError
 
@@ -29,7 +29,8 @@ class Drawing(Section):
     second: Pen | None = None
 
     def problems(self) -> list[str]:
-        return [] if self.pen.width > 0 else [f"pen.width must be above 0, found {self.pen.width}"]
+        problem = Problem(f"pen.width must be above 0, found {self.pen.width}", ["pen.width"])
+        return [] if self.pen.width > 0 else [problem]
 
 
 @pytest.fixture
@@ -58,6 +59,8 @@ def test_messages_name_the_keys_of_the_package(files: ConfigFiles, tmp_path: Pat
         files.read(tmp_path / "empty.yaml")
     with pytest.raises(ExperimentError, match=r"'pen' is not of the form key=value, such as pen.width=2"):
         files.read(None, ["pen"])
+    with pytest.raises(ExperimentError, match=r"'pen=' is not of the form key=value \(the value is missing\), such as"):
+        files.read(None, ["pen="])
     with pytest.raises(ExperimentError, match=r"the overrides pen.width=\S* do not fit broad.yaml: Interpolation key"):
         files.read(files.find("broad"), ["pen.width=${nothing}"])
     with pytest.raises(ExperimentError, match=r"the overrides pen.width=\S* cannot be read: Interpolation key"):
@@ -81,3 +84,18 @@ def test_all_problems_are_told_at_once():
         "second: Input should be a mapping, found 3",
         "pen.width must be above 0, found 0.0",
     ]
+
+
+@pytest.mark.parametrize("pen", [{"width": "broad"}, 3])
+def test_a_problem_of_a_value_that_is_wrong_in_itself_is_not_reported(pen: object, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Drawing, "problems", lambda self: [Problem("too broad", ["pen.width"]), "always"])
+    with pytest.raises(ExperimentError) as told:
+        build(Drawing, {"pen": pen}, "here")
+    assert "too broad" not in str(told.value) and str(told.value).endswith("\nalways")
+    with pytest.raises(ExperimentError, match="too broad"):
+        build(Drawing, {"pen": {"with": 3}}, "here")  # an unknown key
+
+
+def test_the_nearest_name_is_told_in_any_case():
+    with pytest.raises(ExperimentError, match=r"found 'gren' \(did you mean 'GREEN'\?\)"):
+        build(Drawing, {"pen": {"colour": "gren"}}, "here")

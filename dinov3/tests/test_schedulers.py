@@ -1,6 +1,7 @@
 """Learning-rate schedules of segmentation."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -120,10 +121,23 @@ def test_a_restored_scheduler_goes_on_where_it_was(name: str):
         ("WarmupOneCycleLR", {"anneal_strategy": "cosine"}, "cos or linear, found 'cosine'"),
         ("WarmupOneCycleLR", {"pct_start": 1}, r"in \[0, 1\), found 1"),
         ("WarmupOneCycleLR", {"final_div_factor": 0}, "above 0, found 0"),
-        ("WarmupPolyLR", {"warmup_iters": "many"}, "cannot be created with {'warmup_iters': 'many'}"),
+        ("WarmupPolyLR", {"warmup_iters": "many"}, "warmup_iters must be an integer, found 'many'"),
+        ("WarmupPolyLR", {"warmup_iters": True}, "warmup_iters must be an integer, found True"),
+        ("WarmupPolyLR", {"power": None}, "power must be a number, found None"),
+        ("WarmupPolyLR", {"power": "nan"}, "power must be a number, found 'nan'"),
+        ("WarmupMultiStepLR", {"milestones": 5}, "milestones must be a list of integers, found 5"),
+        ("WarmupMultiStepLR", {"milestones": ["a"]}, r"milestones must be a list of integers, found \['a'\]"),
+        ("WarmupOneCycleLR", {"use_beta1": "maybe"}, "use_beta1 must be true or false, found 'maybe'"),
+        ("WarmupOneCycleLR", {"anneal_strategy": 3}, "anneal_strategy must be a name, found 3"),
         ("WarmupOneCycleLR", {"update_momentum": True}, "an optimizer with momentum, found AdamW"),
     ],
 )
 def test_what_cannot_be_is_refused(name: str, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         build_scheduler(name, optimizer=adamw(), lr=1e-3, total_iter=10, constructor_kwargs=options)
+
+
+def test_infinity_may_be_a_string_as_yaml_reads_it():
+    assert rates("WarmupOneCycleLR", 9, final_div_factor="inf") == rates(
+        "WarmupOneCycleLR", 9, final_div_factor=math.inf
+    )

@@ -7,9 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from dinov3.configuration.schema import ByName, OneOf, Section, build
+from dinov3.configuration.schema import ByName, OneOf, Problem, Section, build
 from dinov3.configuration.yaml_files import ConfigFiles
 from dinov3.eval.segmentation.config_checks import problems
 from dinov3.eval.segmentation.config_sections import (
@@ -62,27 +62,27 @@ class SegmentationConfig(Section):
     """A training or an evaluation of a segmentor.
 
     Attributes:
-        model: the ViT; None where the caller brings one.
+        model: the ViT; None if the caller provides one.
         bs: batch size of one process.
         n_gpus: number of processes.
-        num_workers: processes that load images, for each of them.
+        num_workers: number of processes that load images, per training process.
         model_dtype: precision of the computation.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
         datasets: the images.
-        metric_to_save: metric of which the best checkpoint is kept.
+        metric_to_save: metric that selects the best checkpoint.
         decoder_head: the decoder.
-        scheduler: learning rate over the training.
+        scheduler: learning-rate schedule.
         optimizer: the optimizer.
         transforms: augmentation and normalisation.
         train: loss of the linear head.
         m2f_train: loss of Mask2Former.
         eval: evaluation.
         lora: low-rank adaptation of the ViT.
-        output_dir: folder of all results.
-        load_from: checkpoint of a segmentor to start with, or to evaluate.
+        output_dir: folder for all results.
+        load_from: checkpoint of a segmentor to start from, or to evaluate.
         eval_only: evaluate the checkpoint `load_from` instead of training.
-        gradient_accumulation_steps: number of batches whose gradients make an optimizer step.
-        checkpoint: checkpoints that are written while training.
+        gradient_accumulation_steps: number of batches per optimizer step.
+        checkpoint: checkpoints written during training.
     """
 
     model: ModelConfig | None = None
@@ -90,7 +90,7 @@ class SegmentationConfig(Section):
     n_gpus: PositiveInt = 8
     num_workers: NonNegativeInt = 6
     model_dtype: Annotated[ModelDtype, ByName()] = ModelDtype.FLOAT32
-    seed: NonNegativeInt = 100
+    seed: Annotated[NonNegativeInt, Field(lt=2**63)] = 100
     datasets: DatasetConfig = field(default_factory=DatasetConfig)
     metric_to_save: Annotated[str, OneOf(*METRICS)] = "mIoU"
     decoder_head: DecoderConfig = field(default_factory=DecoderConfig)
@@ -107,33 +107,33 @@ class SegmentationConfig(Section):
     gradient_accumulation_steps: PositiveInt = 1
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
-    def problems(self) -> Iterator[str]:
-        """Yield what is impossible about combinations of values, and what is missing, one sentence each."""
+    def problems(self) -> Iterator[Problem]:
+        """Yield one sentence for each impossible combination of values and each missing value."""
         return problems(self)
 
 
 def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SegmentationConfig:
-    """Read a configuration: the defaults, changed by a YAML file, changed by overrides; and check it.
+    """Read a configuration, in which a YAML file changes the defaults and overrides change both, and check it.
 
     Args:
         path: a YAML file, or the name of a packaged configuration (`CONFIG_FILES.names()`); None: the defaults.
         overrides: strings such as `optimizer.lr=0.001`; values are read as YAML.
 
     Raises:
-        ExperimentError: names every unknown key, wrong type, impossible value and missing file, one in a line.
+        ExperimentError: names every unknown key, wrong type, impossible value and missing file, one per line.
     """
     file = None if path is None else CONFIG_FILES.find(str(path))
     values = CONFIG_FILES.read(file, overrides)
-    values["model"] = values.get("model") or {}  # which is told to name a ViT
+    values["model"] = values.get("model") or {}  # so that a missing ViT is reported
     return config_from(values, "the configuration" if path is None else str(path))
 
 
 def config_from(values: dict[str, Any], source: str = "the configuration") -> SegmentationConfig:
-    """Make a configuration of nested values, and check it; without `model`, the caller brings the ViT.
+    """Make a configuration from nested values, and check it; without `model`, the caller provides the ViT.
 
     Args:
-        values: by key, as a YAML file has them; others keep their defaults.
-        source: what to call the configuration in the message.
+        values: nested dictionary, as in a YAML file; missing keys keep their defaults.
+        source: name of the configuration in the message.
 
     Raises:
         ExperimentError: see `read_config`.
@@ -142,6 +142,6 @@ def config_from(values: dict[str, Any], source: str = "the configuration") -> Se
 
 
 def values_of(config: SegmentationConfig) -> dict[str, Any]:
-    """Return all values of a configuration as a YAML or JSON file can hold them: the inverse of `config_from`."""
+    """Return all values of a configuration in a form that YAML and JSON can hold: the inverse of `config_from`."""
     as_text = json.dumps(asdict(config), default=lambda value: value.name if isinstance(value, Enum) else str(value))
     return json.loads(as_text)

@@ -11,16 +11,17 @@ from pydantic import Field, GetPydanticSchema, NonNegativeFloat, NonNegativeInt,
 from dinov3.configuration.schema import ByName, OneOf, Section, rule
 from dinov3.models.feature_layers import BackboneLayersSet
 
-NotEmpty = Field(min_length=1)
-OnePerColour = Field(min_length=3, max_length=3)
+OnePerColour = rule("three numbers, [red, green, blue]", lambda values: len(values) == 3)
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-HeightAndWidth = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+HeightAndWidth = Annotated[list[PositiveInt], rule("[height, width]", lambda sizes: len(sizes) == 2)]
 RatioRange = Annotated[
     list[PositiveFloat],
-    rule("two numbers, from and to", lambda ratios: len(ratios) == 2 and ratios[0] <= ratios[1]),
+    rule("two numbers, [smallest, largest]", lambda ratios: len(ratios) == 2 and ratios[0] <= ratios[1]),
 ]
-FileName = Annotated[str | Path | None, GetPydanticSchema(lambda _type, handler: handler(str | None))]  # in files: text
+FileName = Annotated[
+    str | Path | None, GetPydanticSchema(lambda _type, handler: handler(str | None))
+]  # a string in files
 
 
 @dataclass
@@ -33,14 +34,16 @@ class LoRAConfig(Section):
         lora_alpha: their output is scaled by `lora_alpha / r`.
         target_modules: last names of the layers to adapt, within the attention of the blocks.
         lora_dropout: dropout on their input.
-        bias: `none`, `all` or `lora_only`: which biases peft leaves trainable. A segmentor trains the adapters alone.
+        bias: `none`, `all` or `lora_only`: the biases that peft leaves trainable; a segmentor trains only the adapters.
         use_rslora: scale by `lora_alpha / √r` instead.
     """
 
     enabled: bool = False
     r: PositiveInt = 8
     lora_alpha: PositiveInt = 16
-    target_modules: Annotated[list[str], NotEmpty] = field(default_factory=lambda: ["qkv", "proj"])
+    target_modules: Annotated[list[str], rule("at least one name", bool)] = field(
+        default_factory=lambda: ["qkv", "proj"]
+    )
     lora_dropout: BelowOne = 0.1
     bias: Annotated[str, OneOf("none", "all", "lora_only")] = "none"
     use_rslora: bool = False
@@ -78,16 +81,16 @@ class ModelDtype(Enum):
 
 @dataclass
 class ModelConfig(Section):
-    """Which ViT: exactly one of `dino_hub` and `backbone` names it.
+    """The ViT: exactly one of `dino_hub` and `backbone` must name it.
 
     Attributes:
         config_file: must be None.
-        pretrained_weights: a file of weights, in any layout that `dinov3.weights` reads, or its address (`https://…`).
+        pretrained_weights: a file of weights, in any format that `dinov3.weights` reads, or its URL (`https://…`).
         dino_hub: the reference's name of a DINOv3, such as `dinov3_vitl16`.
-        pretrained: without a file, load timm's copy from the hub; if false, the weights are random.
+        pretrained: without a file, download timm's weights from the hub; if false, the weights are random.
         backbone: a family of the registry (`dinov3`, `dinov2`, `retfound`, …) or `timm:<name>`.
-        backbone_size: a size of the family, or `tiny`; not used with `timm:<name>`.
-        checkpoint_path: a file of weights, as `pretrained_weights`.
+        backbone_size: a size of the family, or `tiny`; ignored with `timm:<name>`.
+        checkpoint_path: the same as `pretrained_weights`; set only one of them.
     """
 
     config_file: str | None = None
@@ -101,17 +104,17 @@ class ModelConfig(Section):
 
 @dataclass
 class DatasetConfig(Section):
-    """Which images.
+    """The images.
 
     Attributes:
         root: folder of the data set.
         train: layout and part of the training set, such as `ADE20K:split=TRAIN`, `CITYSCAPES:split=TRAIN` or
             `FOLDER:split=TRAIN`; empty: the training part of the layout that is found below `root`.
-        val: the same of the validation set.
-        val_share: share of the images that a drawn split puts aside for validation.
-        on_error: what to do about pairs that cannot be used: `stop`, or `skip` them.
-        max_value: value of white in images of more than 8 bits; None: the largest one that their type can hold.
-        class_names: names of the classes, in their order; by default `class 0`, `class 1`, ….
+        val: the same for the validation set.
+        val_share: share of the images that a random split holds out for validation.
+        on_error: what to do with pairs that cannot be used: `stop`, or `skip` them.
+        max_value: value of white in images of more than 8 bits; None: the largest value of their type.
+        class_names: a different name for each class, in order; by default `class 0`, `class 1`, ….
     """
 
     root: str = MISSING
@@ -125,16 +128,16 @@ class DatasetConfig(Section):
 
 @dataclass
 class DecoderConfig(Section):
-    """The segmentor behind the ViT: arguments of `build_segmentation_decoder` and `LinearHead`.
+    """The decoder on top of the ViT: arguments of `build_segmentation_decoder` and `LinearHead`.
 
     Attributes:
         type: `m2f` or `linear`.
         backbone_out_layers: the feature layers. `m2f` needs four of them, so not the default.
-        use_batchnorm: `linear`: whether there is a batch norm before the classifier.
-        use_cls_token: `linear`: whether the class token is joined to every patch.
+        use_batchnorm: `linear`: whether a batch norm precedes the classifier.
+        use_cls_token: `linear`: whether the class token is concatenated to every patch token.
         use_backbone_norm: whether the ViT's final norm is applied to every feature layer; always with `m2f`.
-        num_classes: number of classes; 255 is the label of pixels that are ignored.
-        hidden_dim: `m2f`: channels of the head.
+        num_classes: number of classes; pixels labelled 255 are ignored.
+        hidden_dim: `m2f`: number of channels of the head.
         dropout: `linear`: probability that a channel is dropped in training.
         num_queries: `m2f`: number of queries.
     """
@@ -170,11 +173,11 @@ class OptimizerConfig(Section):
     """AdamW.
 
     Attributes:
-        lr: peak of the learning rate.
-        beta1: decay of the mean of gradients.
-        beta2: decay of the mean of their squares.
-        weight_decay: decay of the weights.
-        gradient_clip: largest norm of the gradient.
+        lr: peak learning rate.
+        beta1: decay rate of the running mean of the gradients.
+        beta2: decay rate of the running mean of their squares.
+        weight_decay: decoupled weight decay.
+        gradient_clip: maximum norm of the gradient.
     """
 
     lr: PositiveFloat = 1e-3
@@ -190,9 +193,9 @@ class TrainTransformConfig(Section):
 
     Attributes:
         img_size: length of the shorter side after resizing; None keeps the image's.
-        random_img_size_ratio_range: from and to: a random factor on it.
+        random_img_size_ratio_range: smallest and largest random factor on that length.
         crop_size: (height, width) of a random crop.
-        flip_prob: probability of mirroring left and right.
+        flip_prob: probability of a horizontal flip.
     """
 
     img_size: PositiveInt | None = None
@@ -203,15 +206,15 @@ class TrainTransformConfig(Section):
 
 @dataclass
 class EvalTransformConfig(Section):
-    """Preparation for evaluation: arguments of `make_segmentation_eval_transforms`.
+    """Preprocessing for evaluation: arguments of `make_segmentation_eval_transforms`.
 
     Attributes:
         img_size: length of the shorter side after resizing; None keeps the image's.
-        tta_ratios: factors on it, one for each view of test-time augmentation.
+        tta_ratios: factors on that length, one for each view of test-time augmentation.
     """
 
     img_size: PositiveInt | None = None
-    tta_ratios: Annotated[list[PositiveFloat], NotEmpty] = field(default_factory=lambda: [1.0])
+    tta_ratios: Annotated[list[PositiveFloat], rule("at least one number", bool)] = field(default_factory=lambda: [1.0])
 
 
 @dataclass
@@ -219,10 +222,10 @@ class TransformConfig(Section):
     """Transforms of images and labels.
 
     Attributes:
-        train: of training.
-        eval: of evaluation.
-        mean: of the colours, for pixels from 0 to 255.
-        std: of the colours.
+        train: for training.
+        eval: for evaluation.
+        mean: mean of each colour channel, for pixels from 0 to 255.
+        std: standard deviation of each colour channel.
     """
 
     train: TrainTransformConfig = field(default_factory=TrainTransformConfig)
@@ -253,14 +256,14 @@ class EvalConfig(Section):
     """Evaluation.
 
     Attributes:
-        compute_metric_per_image: average the metrics over images instead of counting all pixels together.
-        reduce_zero_label: label 0 means "unlabelled": it is ignored, and the classes are counted from 0.
+        compute_metric_per_image: average the metrics over images instead of computing them over all pixels.
+        reduce_zero_label: label 0 means "unlabelled" and is ignored; label 1 becomes class 0, and so on.
         mode: `whole` or `slide`.
         crop_size: `slide`: height and width of the tiles.
-        stride: `slide`: steps between tiles; None: two thirds of `crop_size`.
+        stride: `slide`: distance between tiles; None: two thirds of `crop_size`.
         eval_interval: number of optimizer steps between evaluations.
-        use_tta: average over views of all `tta_ratios`, and their mirror images.
-        max_val_samples: number of images to evaluate while training; 0 for all.
+        use_tta: average over views at all `tta_ratios` and their horizontal flips.
+        max_val_samples: number of images to evaluate during training; 0 for all.
         num_visualizations: number of images whose predictions are drawn.
     """
 
@@ -281,7 +284,7 @@ class CheckpointConfig(Section):
 
     Attributes:
         interval: number of optimizer steps between them.
-        keep_last: how many of them are kept, beside the best one.
+        keep_last: number of recent checkpoints to keep, besides the best one.
     """
 
     interval: PositiveInt = 1000

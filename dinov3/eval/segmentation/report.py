@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dinov3.errors import ExperimentError
 from dinov3.eval.segmentation.config import SegmentationConfig
 from dinov3.eval.segmentation.figures import draw_confusion_matrix
 from dinov3.eval.segmentation.results import Evaluation
@@ -85,19 +84,6 @@ def describe_evaluation(model: nn.Module, config: SegmentationConfig, checkpoint
 
 
 def class_names_of(config: SegmentationConfig) -> list[str]:
-    """Return the names of the classes: those of `datasets.class_names`, otherwise `class 0` and so on.
-
-    Raises:
-        ExperimentError: there are more or fewer of them than classes, or two are the same.
-    """
-    number = config.decoder_head.num_classes
+    """Return the names of the classes: those of `datasets.class_names`, otherwise `class 0` and so on."""
     names = config.datasets.class_names
-    if names is None:
-        return [f"class {i}" for i in range(number)]
-    if len(names) != number:
-        raise ExperimentError(
-            f"datasets.class_names must name decoder_head.num_classes={number} classes, found {len(names)} names"
-        )
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ExperimentError(f"datasets.class_names must differ, found more than one {repeated[0]!r}")
-    return list(names)
+    return [f"class {i}" for i in range(config.decoder_head.num_classes)] if names is None else list(names)

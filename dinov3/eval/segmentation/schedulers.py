@@ -1,4 +1,4 @@
-"""Learning-rate schedules with a warm-up, as functions of the number of steps taken."""
+"""Learning-rate schedules with a warm-up, as functions of the number of optimizer steps."""
 
 import inspect
 import math
@@ -7,11 +7,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a name"}  # of options, in words
 BETA1_RANGE = (0.85, 0.95)  # of the one-cycle schedule: momentum at the start and at the end of the annealing
-DIV_FACTOR = 25.0  # of the one-cycle schedule: the peak rate by the rate that it rises from
+DIV_FACTOR = 25.0  # of the one-cycle schedule: ratio of the peak rate to the initial rate
 
 
 def anneal(start: float, end: float, progress: float, strategy: str) -> float:
@@ -23,17 +25,17 @@ def anneal(start: float, end: float, progress: float, strategy: str) -> float:
 class WarmupLR(LRScheduler, ABC):
     """A schedule that is multiplied by a linear warm-up.
 
-    A parameter group has `lr` times its learning-rate multiplier, its own initial rate by the optimizer's default.
+    A parameter group has `lr` times its learning-rate multiplier: its initial rate divided by the optimizer's default.
 
     Args:
-        optimizer: its rates and, for some schedules, its momentum are set.
+        optimizer: the optimizer whose rates and, with some schedules, momentum are set.
         lr: peak rate.
         total_iter: number of steps of the training.
         warmup_iters: number of steps of the warm-up.
         warmup_ratio: factor on the rate at the first step of the warm-up.
 
     Raises:
-        ValueError: a warm-up that is longer than the training.
+        ValueError: the warm-up is not shorter than the training.
     """
 
     def __init__(
@@ -52,13 +54,13 @@ class WarmupLR(LRScheduler, ABC):
         """Factor on the peak rate after `step` steps, without the warm-up."""
 
     def warmup(self, step: int) -> float:
-        """Factor of the warm-up after `step` steps; 1 behind it."""
+        """Factor of the warm-up after `step` steps; 1 once it is over."""
         if step >= self.warmup_iters:
             return 1.0
         return 1 - (1 - step / self.warmup_iters) * (1 - self.warmup_ratio)
 
     def get_lr(self) -> list[float]:
-        """Rate of every parameter group after the steps taken so far."""
+        """Rate of every parameter group at the current step."""
         rate = self.lr * self.warmup(self.last_epoch) * self.decay(self.last_epoch)
         default = self.optimizer.defaults["lr"]
         return [rate * initial / default for initial in self.base_lrs]
@@ -67,20 +69,20 @@ class WarmupLR(LRScheduler, ABC):
 class WarmupOneCycleLR(WarmupLR):
     """One-cycle schedule (Smith and Topin, "Super-Convergence", 2018, https://arxiv.org/abs/1708.07120).
 
-    During the warm-up the rate also falls linearly towards 0 at the end of the training; behind it, it follows the
-    annealing over the whole training, which begins at step 0: at the end of the warm-up the rate jumps up a little,
-    as the reference's does.
+    The warm-up multiplies a linear decay that would reach 0 at the end of the training. After the warm-up the rate
+    follows the annealing, whose step 0 is the start of the training. As in the reference, the rate therefore jumps up
+    slightly at the end of the warm-up.
 
     Args:
         optimizer, lr, total_iter, warmup_iters, warmup_ratio: see `WarmupLR`.
-        pct_start: share of the training in which the rate rises, from a 25th, before it falls.
+        pct_start: share of the training in which the rate rises from 1/25 of its peak, before it falls.
         anneal_strategy: `cos` or `linear`.
-        final_div_factor: a 25th of the peak rate by the rate at the end; infinity means 0.
-        use_beta1: whether to set Adam's beta1 as well: 0 during the warm-up, then annealed from 0.85 to 0.95.
-        update_momentum: the same for an optimizer with `momentum`, such as SGD.
+        final_div_factor: ratio of the initial rate, 1/25 of the peak, to the final rate; infinity ends at 0.
+        use_beta1: whether to set Adam's beta1 too: 0 during the warm-up, then annealed from 0.85 to 0.95.
+        update_momentum: whether to set `momentum` in the same way, for an optimizer such as SGD.
 
     Raises:
-        ValueError: an impossible value, or an optimizer that has no beta1 or no momentum to set.
+        ValueError: a value is impossible, or the optimizer has no beta1 or momentum to set.
     """
 
     def __init__(
@@ -104,9 +106,9 @@ class WarmupOneCycleLR(WarmupLR):
             if used and key not in optimizer.defaults:
                 raise ValueError(f"{name} needs an optimizer with {key}, found {type(optimizer).__name__}")
         self.pct_start, self.anneal_strategy = pct_start, anneal_strategy
-        if not (divisor := float(final_div_factor)) > 0:  # YAML reads `inf` as a string
+        if not final_div_factor > 0:
             raise ValueError(f"final_div_factor must be above 0, found {final_div_factor}")
-        self.final = 1 / (DIV_FACTOR * divisor)
+        self.final = 1 / (DIV_FACTOR * final_div_factor)
         self.use_beta1, self.update_momentum = use_beta1, update_momentum
         super().__init__(optimizer, lr, total_iter, warmup_iters, warmup_ratio)
 
@@ -114,7 +116,7 @@ class WarmupOneCycleLR(WarmupLR):
         """Factor on the peak rate after `step` steps, without the warm-up."""
         if step < self.warmup_iters:
             return 1 - step / self.total_iter
-        ahead = 1 if self.anneal_strategy == "cos" else 0  # the reference is a step ahead on the cosine only
+        ahead = 1 if self.anneal_strategy == "cos" else 0  # the reference is one step ahead with the cosine only
         peak, end = self.pct_start * self.total_iter - ahead, self.total_iter - ahead
         if step < peak:
             return anneal(1 / DIV_FACTOR, 1, step / peak, self.anneal_strategy)
@@ -128,7 +130,7 @@ class WarmupOneCycleLR(WarmupLR):
         return anneal(*BETA1_RANGE, progress, self.anneal_strategy)
 
     def step(self, epoch: int | None = None) -> None:
-        """Count a step, and set the rates and the momentum."""
+        """Advance by one step, and set the rates and the momentum."""
         super().step(epoch)
         for group in self.optimizer.param_groups:
             if self.use_beta1:
@@ -138,7 +140,7 @@ class WarmupOneCycleLR(WarmupLR):
 
 
 class WarmupMultiStepLR(WarmupLR):
-    """Steps down at some points of the training.
+    """Multi-step decay: the rate drops at each milestone.
 
     Args:
         optimizer, lr, total_iter, warmup_iters, warmup_ratio: see `WarmupLR`.
@@ -171,7 +173,7 @@ class WarmupPolyLR(WarmupLR):
 
     Args:
         optimizer, lr, total_iter, warmup_iters, warmup_ratio: see `WarmupLR`.
-        power: exponent of the share of the training that is left.
+        power: exponent of the remaining share of the training.
     """
 
     def __init__(
@@ -208,22 +210,38 @@ def build_scheduler(
 
     Args:
         scheduler_type: `WarmupOneCycleLR`, `WarmupMultiStepLR` or `WarmupPolyLR`.
-        optimizer: its rates are set.
+        optimizer: the optimizer whose rates are set.
         lr: peak rate.
         total_iter: number of steps of the training.
-        constructor_kwargs: further keywords of that class.
+        constructor_kwargs: further arguments of that class; numbers may be strings, as YAML reads `inf`.
 
     Raises:
-        ValueError: an unknown schedule or keyword, or an impossible value.
+        ValueError: the schedule or an option is unknown, or a value is impossible.
     """
     if scheduler_type not in SCHEDULERS:
         raise ValueError(f"the scheduler must be one of {', '.join(SCHEDULERS)}, found {scheduler_type!r}")
     kind, options = SCHEDULERS[scheduler_type], dict(constructor_kwargs or {})
-    allowed = list(inspect.signature(kind).parameters)[3:]
-    for key in options:
+    allowed = dict(list(inspect.signature(kind).parameters.items())[3:])
+    for key, value in options.items():
         if key not in allowed:
             raise ValueError(f"{scheduler_type} has no option {key!r}; allowed: {', '.join(allowed)}")
+        options[key] = _converted(key, value, allowed[key].annotation)
+    return kind(optimizer, lr, total_iter, **options)
+
+
+def _converted(key: str, value: Any, kind: Any) -> Any:
+    """Convert the value of an option to its annotated type.
+
+    Raises:
+        ValueError: it has another type, or is NaN.
+    """
+    needed = ValueError(f"{key} must be {KINDS.get(kind, 'a list of integers')}, found {value!r}")
+    if isinstance(value, bool) and kind is not bool:  # to pydantic, true is 1
+        raise needed
     try:
-        return kind(optimizer, lr, total_iter, **options)
-    except TypeError as error:  # such as a word instead of a number
-        raise ValueError(f"{scheduler_type} cannot be created with {options}: {error}") from error
+        converted = TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        raise needed from None
+    if kind is float and math.isnan(converted):
+        raise needed
+    return converted
