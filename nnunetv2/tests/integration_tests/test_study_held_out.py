@@ -100,7 +100,9 @@ def test_members_and_ensemble_are_those_of_the_stock_predictor(trained: Trained,
             assert len(set(single[:, 0])) > 1 and len(set(single[:, 1])) == 4
             assert rows.loc["dpt", case, name].to_numpy() == pytest.approx(single, rel=1e-5)
             together = rows.loc["dpt, ensemble of 4", case, name].to_numpy()
-            assert together[0] == pytest.approx(_metrics(np.mean(probabilities, axis=0), truth, label), rel=1e-5)
+            assert together.ravel() == pytest.approx(
+                np.array(_metrics(np.mean(probabilities, axis=0), truth, label)), rel=1e-5
+            )
     page = (report / "report.html").read_text()
     assert '<section id="test">' in page and "dpt, ensemble of 4" in page and "over 2 test cases" in page
 
