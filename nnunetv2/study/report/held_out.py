@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -157,7 +158,8 @@ def _ensemble(members: list[Member], data: Data, cases: Cases) -> list[Member]:
     def write(output: Path) -> None:
         from nnunetv2.ensembling.ensemble import ensemble_folders
 
-        ensemble_folders([str(member.folder) for member in members], str(output), True, min(8, len(cases)))
+        processes = min(len(os.sched_getaffinity(0)), len(cases))
+        ensemble_folders([str(member.folder) for member in members], str(output), True, processes)
 
     _keep(folder, made_from, _files(cases, data), write)
     name = f"{first.experiment}, ensemble of {len(members)}"
