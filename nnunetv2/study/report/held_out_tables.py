@@ -10,7 +10,7 @@ from nnunetv2.study.report.case_table import measure_all
 from nnunetv2.study.report.costs import COSTS
 from nnunetv2.study.report.data import Data
 from nnunetv2.study.report.held_out import HeldOut, find_cases, predict_cases
-from nnunetv2.study.report.methods import FEWEST_CASES
+from nnunetv2.study.report.methods import too_few_cases
 from nnunetv2.study.report.page_tables import class_table, main_table, pairs_table
 from nnunetv2.study.report.tables import Table
 
@@ -73,8 +73,7 @@ def _note(analysis: Analysis, data: Data) -> str:
         f"Dice: mean [95% interval] over {len(cases)} test cases. The row of an experiment is the mean of the metrics "
         "of its single folds and seeds; its ensemble averages their probabilities."
     ]
-    if len(cases) < FEWEST_CASES:
-        sentences.append(f"With fewer than {FEWEST_CASES} cases no test can be significant, so no p-value is given.")
+    sentences += too_few_cases(analysis)
     known = [case for case in cases if data.truth_file(case).is_file()]
     if known:
         sentences.append(

@@ -93,7 +93,7 @@ def warnings(analysis: Analysis, runs: pd.DataFrame) -> list[str]:
     if sentences:
         sentences = [f"The budgets are not equal, so neither is the comparison. {sentences[0]}", *sentences[1:]]
     if len(analysis.experiments) > 1:
-        sentences += _too_few_cases(analysis)
+        sentences += too_few_cases(analysis)
     if any(member.fold == "all" for member in analysis.comparison.members):
         sentences.append(
             "The fold `all` validates on the cases that it trains on: its numbers say nothing of new cases."
@@ -101,8 +101,11 @@ def warnings(analysis: Analysis, runs: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _too_few_cases(analysis: Analysis) -> list[str]:
+def too_few_cases(analysis: Analysis) -> list[str]:
+    """Return a sentence if there are too few cases, or groups, for a significant test; otherwise nothing."""
     pairs = analysis.differences_of(analysis.classes[0])
+    if pairs.empty:
+        return []
     number, fewest, corrected = int(pairs["n"].iloc[0]), fewest_cases(), fewest_cases(len(pairs))
     noun = "case" if analysis.comparison.groups is None else "group"
     if number < fewest:
