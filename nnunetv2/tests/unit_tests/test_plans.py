@@ -68,6 +68,7 @@ def derive(**train: object) -> dict:
     return json.loads(derived_text(**train))
 
 
+@pytest.mark.integration
 def test_a_plans_file_rebuilds_the_network_and_its_training():
     plans = json.loads(json.dumps(derive(num_epochs=7)))
     configuration = PlansManager(plans).get_configuration("2d")
@@ -90,6 +91,7 @@ def test_a_plans_file_rebuilds_the_network_and_its_training():
 DEFAULTS = {"hidden_size": 512, "pool_scales": [1, 2, 3, 6], "use_progressive_upsample": True, "decoder_dropout": 0.1}
 
 
+@pytest.mark.integration
 def test_every_option_of_the_decoder_is_in_the_plans_once_so_that_no_later_default_counts():
     configuration = derive()["configurations"]["2d"]
     keywords = configuration["architecture"]["arch_kwargs"]

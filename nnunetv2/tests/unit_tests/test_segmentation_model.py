@@ -148,6 +148,7 @@ def misplacement(models: Iterable[ViTSegmentationModel], size: tuple[int, int]) 
 
 
 # Patches of 16 fill the first size; the others are padded.
+@pytest.mark.integration
 @pytest.mark.parametrize(("family", "size"), [("dinov3", (256, 384)), ("dinov3", (261, 379)), ("dinov2", (261, 379))])
 @every_decoder
 def test_a_bright_dot_stays_in_place(family: str, decoder: str, size: tuple[int, int]):
