@@ -91,6 +91,8 @@ def _add_slurm_options(group: Any) -> None:
 
 def _with_options(study: StudyConfig, args: argparse.Namespace) -> StudyConfig:
     """The study with what the command line sets."""
+    if getattr(args, "num_gpus", None) is not None and args.num_gpus < 1:
+        raise ExperimentError(f"-num_gpus must be at least 1, found {args.num_gpus}")
     given = {key: getattr(args, key, None) for key in ("plans", "device", "num_gpus", "npz")}
     return dataclasses.replace(study, **{key: value for key, value in given.items() if value is not None})
 
@@ -104,7 +106,7 @@ def run_study(study: StudyConfig, args: argparse.Namespace) -> int:
     runs = expand(study)
     if args.on == "slurm":
         submit_study(study, runs, args)
-        return _tell_failures(runs) if args.wait else 0
+        return _tell_unfinished(runs) if args.wait else 0
     from nnunetv2.run.devices import find_device
 
     workers = local_workers(study, args.workers)
@@ -112,7 +114,7 @@ def run_study(study: StudyConfig, args: argparse.Namespace) -> int:
     _prepare_retry(runs, args)
     run_locally(runs, workers, _display(study, runs, len(workers)))
     _print_table(study, runs, len(workers))
-    return _tell_failures(runs)
+    return _tell_unfinished(runs)
 
 
 def submit_study(study: StudyConfig, runs: Sequence[Run], args: argparse.Namespace) -> None:
@@ -148,7 +150,10 @@ def _slurm_options(study: StudyConfig, args: argparse.Namespace) -> dict[str, An
         key, equals, value = option.partition("=")
         if not key or not equals:
             raise ExperimentError(f"--slurm takes KEY=VALUE, such as mem_gb=32, found {option!r}")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ExperimentError(f"--slurm {key}: the value must be YAML, found {value!r}") from error
     return options
 
 
@@ -168,6 +173,14 @@ def _tell_failures(runs: Sequence[Run]) -> int:
     for run in failed:
         print(f"{COMMAND}: {failure_of(run)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _tell_unfinished(runs: Sequence[Run]) -> int:
+    """Name the runs that failed, and those that somebody else stopped; return the exit code."""
+    stopped = [run for run in runs if state(run) in ("waiting", "interrupted")]
+    for run in stopped:
+        print(f"{COMMAND}: {run.name} is not finished; the same command resumes it; log: {run.log}", file=sys.stderr)
+    return max(_tell_failures(runs), int(bool(stopped)))
 
 
 def show_status(study: StudyConfig, args: argparse.Namespace) -> int:

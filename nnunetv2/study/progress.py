@@ -12,6 +12,7 @@ from pathlib import Path
 from nnunetv2.study.runs import Run
 from nnunetv2.study.state import State, state
 
+DIGITS = re.compile(r"\d+")
 EPOCHS = re.compile(r"Epochs: (\d+)")
 EPOCH_START = re.compile(r"Epoch (\d+) *$", re.MULTILINE)
 EPOCH_TIME = re.compile(r"Epoch time: ([\d.]+) s")
@@ -49,7 +50,7 @@ class Progress:
 
 def read_progress(run: Run) -> Progress:
     """Return how far a run is."""
-    logs = [_read_log(log, log.stat().st_size) for log in sorted(run.folder.glob("training_log_*.txt"))]
+    logs = [_read_log(log, log.stat().st_size) for log in training_logs(run.folder)]
     current = state(run)
     dices = [log.dice for log in logs if log.dice is not None]
     return Progress(
@@ -59,6 +60,13 @@ def read_progress(run: Run) -> Progress:
         num_epochs=next((log.num_epochs for log in reversed(logs) if log.num_epochs is not None), None),
         epoch_seconds=tuple(seconds for log in logs for seconds in log.epoch_seconds),
         dice=_validation_dice(run) if current == "finished" else next(reversed(dices), None),
+    )
+
+
+def training_logs(fold_folder: Path) -> list[Path]:
+    """The logs of a fold, one per start of its training, in the order of their dates, which nnU-Net does not pad."""
+    return sorted(
+        fold_folder.glob("training_log_*.txt"), key=lambda path: [int(number) for number in DIGITS.findall(path.name)]
     )
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from nnunetv2.study.progress import training_logs
+
 COLUMNS = {"train_loss": "training loss", "val_loss": "validation loss", "Pseudo dice": "pseudo Dice"}
 _EPOCH = re.compile(r"^\S+ \S+: Epoch (\d+)\s*$")
 _VALUE = re.compile(r"^\S+ \S+: (train_loss|val_loss|Pseudo dice) (.+)$")
@@ -20,11 +22,8 @@ def learning_curve(fold_folder: Path) -> pd.DataFrame:
     Returns:
         A row per epoch; the columns are the values of `COLUMNS`. Empty without a log.
     """
-    logs = sorted(
-        fold_folder.glob("training_log_*.txt"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]
-    )
     epochs: dict[int, dict[str, float]] = {}
-    for log in logs:
+    for log in training_logs(fold_folder):
         epoch = None
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             if found := _EPOCH.match(line):

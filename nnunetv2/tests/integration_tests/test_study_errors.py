@@ -66,7 +66,6 @@ def test_too_little_room_for_the_checkpoints(write, message, monkeypatch):
 
 
 def test_without_finished_runs_there_is_no_report(workplace, write, message):
-    pytest.importorskip("nnunetv2.study.report")
     text = message("report", write(), "-o", workplace.root / "report")
     assert "no run of the study 'wrong' is finished" in text
 
@@ -80,6 +79,18 @@ def test_unknown_options_of_submitit(write, message):
     assert "takes KEY=VALUE, such as mem_gb=32, found 'mem'" in message(
         "run", write(), "--on", "slurm", "--slurm", "mem"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("-num_gpus", "0"), "-num_gpus must be at least 1, found 0"),
+        (("--on", "slurm", "--slurm", "mem=["), "--slurm mem: the value must be YAML, found '['"),
+    ],
+)
+def test_wrong_values_of_options(write, message, options: tuple[str, ...], expected: str, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: f"/usr/bin/{name}")
+    assert expected in message("run", write(), *options)
 
 
 def test_an_unwritable_folder(workplace, write, message):

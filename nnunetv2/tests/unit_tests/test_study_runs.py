@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.run import study_command
 from nnunetv2.run.study_workers import cores_of, local_workers
 from nnunetv2.study import training
 from nnunetv2.study.comparison import comparison_of
 from nnunetv2.study.config import StudyConfig
 from nnunetv2.study.display import PlainDisplay, TerminalDisplay
 from nnunetv2.study.local import run_locally
-from nnunetv2.study.progress import headline, read_progress, seconds_left
+from nnunetv2.study.progress import headline, read_progress, seconds_left, training_logs
 from nnunetv2.study.runs import Run, expand
 from nnunetv2.study.slurm import minutes_of
 from nnunetv2.study.state import failure_of, forget_failure, state
@@ -124,6 +125,22 @@ def with_log(run: Run) -> Run:
     (run.folder / "training_log_2026_1_1_10_00_00.txt").write_text(LOG)
     (run.folder / "checkpoint_latest.pth").touch()
     return run
+
+
+def test_logs_are_in_the_order_of_their_dates(tmp_path: Path):
+    names = [f"training_log_2026_1_{day}_10_00_00.txt" for day in (9, 10, 11)]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [log.name for log in training_logs(tmp_path)] == names
+
+
+def test_runs_that_somebody_stopped_are_named(study: StudyConfig, capsys: pytest.CaptureFixture):
+    (first, second) = expand(study)
+    run_locally([first], [{}], nothing)
+    with_log(second)
+    assert study_command._tell_unfinished([first]) == 0 and study_command._tell_unfinished([first, second]) == 1
+    told = capsys.readouterr().err
+    assert f"{second.name} is not finished; the same command resumes it; log: {second.log}" in told
 
 
 def test_progress_is_read_from_the_log(study: StudyConfig):
