@@ -52,12 +52,15 @@ def read_progress(run: Run) -> Progress:
     """Return how far a run is."""
     logs = [_read_log(log, log.stat().st_size) for log in training_logs(run.folder)]
     current = state(run)
+    num_epochs = next((log.num_epochs for log in reversed(logs) if log.num_epochs is not None), None)
+    done = [log.epochs_done for log in logs if log.epochs_done is not None]
+    is_trained = num_epochs is not None and (run.folder / "checkpoint_final.pth").is_file()
     dices = [log.dice for log in logs if log.dice is not None]
     return Progress(
         run=run,
         state=current,
-        epochs_done=max((log.epochs_done for log in logs[-1:]), default=0),
-        num_epochs=next((log.num_epochs for log in reversed(logs) if log.num_epochs is not None), None),
+        epochs_done=num_epochs if is_trained else next(reversed(done), 0),
+        num_epochs=num_epochs,
         epoch_seconds=tuple(seconds for log in logs for seconds in log.epoch_seconds),
         dice=_validation_dice(run) if current == "finished" else next(reversed(dices), None),
     )
@@ -72,7 +75,7 @@ def training_logs(fold_folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Log:
-    epochs_done: int
+    epochs_done: int | None  # None: no epoch has started
     num_epochs: int | None
     epoch_seconds: tuple[float, ...]
     dice: float | None
@@ -86,8 +89,7 @@ def _read_log(path: Path, _size: int) -> _Log:
     seconds = tuple(float(number) for number in EPOCH_TIME.findall(text))
     starts = [int(number) for number in EPOCH_START.findall(text)]
     classes = [float(number) for number in NUMBER.findall((PSEUDO_DICE.findall(text) or [""])[-1])]
-    # a training that is only validated starts no epoch: all were finished before
-    done = starts[0] + len(seconds) if starts else (num_epochs or [0])[-1]
+    done = starts[0] + len(seconds) if starts else None
     return _Log(done, num_epochs[-1] if num_epochs else None, seconds, statistics.fmean(classes) if classes else None)
 
 

@@ -155,6 +155,11 @@ def test_progress_is_read_from_the_log(study: StudyConfig):
     resumed = LOG.replace("Epoch 0", "Epoch 1").replace("Epoch 1 \n", "Epoch 2 \n", 2).replace("Epoch 2", "Epoch 1", 1)
     (first.folder / "training_log_2026_1_1_11_00_00.txt").write_text(resumed)
     assert read_progress(first).epochs_done == 2
+    # resumed once more, before its first epoch; later only validated
+    (first.folder / "training_log_2026_1_1_12_00_00.txt").write_text(LOG.splitlines()[0])
+    assert read_progress(first).epochs_done == 2
+    (first.folder / "checkpoint_final.pth").touch()
+    assert read_progress(first).epochs_done == 4
 
 
 def test_displays(study: StudyConfig):
