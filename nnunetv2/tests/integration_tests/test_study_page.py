@@ -68,7 +68,13 @@ def browser(page: Path) -> Iterator:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     # nothing answers outside of the page: what it loads is in it
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "host-resolver-rules=MAP * ~NOTFOUND"):
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "host-resolver-rules=MAP * ~NOTFOUND",
+    ):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
