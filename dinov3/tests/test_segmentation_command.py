@@ -72,6 +72,7 @@ def test_the_configuration_decides_what_runs(
     assert run_segmentation_with_dinov3("a ViT", config_from(tiny_values(tmp_path, **changes))) == {function: "a ViT"}
 
 
+@pytest.mark.integration
 def test_training_and_evaluation_by_the_command_agree(config: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     write_images(tmp_path, 4)
     small = [config, "scheduler.total_iter=2", "scheduler.constructor_kwargs.warmup_iters=1"]

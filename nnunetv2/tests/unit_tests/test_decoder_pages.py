@@ -95,6 +95,7 @@ def test_a_page_has_what_a_reader_looks_for(page: str, generate: ModuleType):
         assert f"`model.decoder.{option.name}`" in text
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("page", PAGES)
 def test_the_yaml_of_a_page_is_of_its_decoder_and_can_be_built(page: str, generate: ModuleType, tmp_path: Path):
     (example,) = blocks(page, "yaml")
