@@ -6,9 +6,7 @@ import numpy as np
 
 from nnunetv2.experiment.plans import write_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-NNUNET_SEED = 12345
+from nnunetv2.training.vit.training_cases import default_split
 
 
 def create_split(folder: Path, cases: Path) -> None:
@@ -21,5 +19,5 @@ def create_split(folder: Path, cases: Path) -> None:
     file = folder / "splits_final.json"
     if not file.is_file():
         identifiers = infer_dataset_class(str(cases)).get_identifiers(str(cases))
-        folds = generate_crossval_split(list(np.sort(identifiers)), seed=NNUNET_SEED, n_splits=5)
+        folds = default_split(list(np.sort(identifiers)))
         write_json(file, [{part: [str(case) for case in fold[part]] for part in ("train", "val")} for fold in folds])

@@ -73,9 +73,14 @@ def training_cases_of(folder: Path, data_identifier: str, fold: int | str) -> li
     if fold != "all" and splits.is_file():
         return read_json(splits)[fold]["train"]
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class  # loads torch
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     cases_folder = str(folder / data_identifier)
     cases = sorted(infer_dataset_class(cases_folder).get_identifiers(cases_folder))
-    # the seed and the number of folds of nnU-Net's trainer
-    return cases if fold == "all" else list(generate_crossval_split(cases, seed=12345, n_splits=5)[fold]["train"])
+    return cases if fold == "all" else list(default_split(cases)[fold]["train"])
+
+
+def default_split(cases: Sequence[str]) -> list[dict[str, Sequence[str]]]:
+    """Split sorted cases as nnU-Net's trainer does without a `splits_final.json`: `train` and `val` per fold."""
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # loads scikit-learn
+
+    return generate_crossval_split(cases, seed=12345, n_splits=5)
