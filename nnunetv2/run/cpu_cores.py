@@ -3,10 +3,9 @@
 Nothing heavy is loaded: the variables must be set before torch is.
 """
 
-import math
 import os
 
-from nnunetv2.experiment.control_groups import cpu_limit
+from nnunetv2.experiment.cores import usable_cores
 from nnunetv2.experiment.errors import ExperimentError
 
 MAX_AUGMENTATION_PROCESSES = 12  # nnU-Net's own number
@@ -14,13 +13,6 @@ MAX_EXPORT_PROCESSES = 8  # likewise
 CORES_PER_AUGMENTATION_PROCESS = 8
 # What nnU-Net reads without a check, and the least value; without a process for augmentation the training augments
 LEAST_COUNTS = {"nnUNet_n_proc_DA": 0, "nnUNet_def_n_proc": 1}
-
-
-def usable_cores() -> int:
-    """Number of the cores that this process may use, which can be fewer than the machine has; a part counts as one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = cpu_limit()
-    return cores if limit is None else min(cores, math.ceil(limit))
 
 
 def split_cores(cores: int) -> tuple[int, int]:

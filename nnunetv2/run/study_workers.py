@@ -2,8 +2,9 @@
 
 import os
 
+from nnunetv2.experiment.cores import usable_cores
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.run.cpu_cores import MAX_AUGMENTATION_PROCESSES, MAX_EXPORT_PROCESSES, split_cores, usable_cores
+from nnunetv2.run.cpu_cores import MAX_AUGMENTATION_PROCESSES, MAX_EXPORT_PROCESSES, split_cores
 from nnunetv2.run.devices import find_device
 from nnunetv2.study.config import StudyConfig
 

@@ -1,7 +1,6 @@
 """The metrics of all predictions of a comparison, measured in parallel."""
 
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dinov3.errors import ExperimentError
+from nnunetv2.experiment.cores import usable_cores
 from nnunetv2.study.members import Comparison, Member
 from nnunetv2.study.report.cache import FoldCache
 from nnunetv2.study.report.data import Data
@@ -58,7 +58,7 @@ def measure_all(comparison: Comparison, data: Data, processes: int | None = None
             if cache.get(case, path) is None:
                 wanted.setdefault(case, []).append(index)
     try:
-        _measure_wanted(wanted, found, caches, data, processes or len(os.sched_getaffinity(0)))
+        _measure_wanted(wanted, found, caches, data, processes or usable_cores())
     finally:  # what an interrupted report has measured is not lost
         for cache in caches:
             cache.save()

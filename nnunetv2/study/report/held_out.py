@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -15,6 +14,7 @@ from uuid import uuid4
 from tqdm import tqdm
 
 from dinov3.errors import ExperimentError, in_one_line
+from nnunetv2.experiment.cores import usable_cores
 from nnunetv2.experiment.plans import read_json
 from nnunetv2.study.members import Comparison, Member
 from nnunetv2.study.report.data import Data
@@ -158,7 +158,7 @@ def _ensemble(members: list[Member], data: Data, cases: Cases) -> list[Member]:
     def write(output: Path) -> None:
         from nnunetv2.ensembling.ensemble import ensemble_folders
 
-        processes = min(len(os.sched_getaffinity(0)), len(cases))
+        processes = min(usable_cores(), len(cases))
         ensemble_folders([str(member.folder) for member in members], str(output), True, processes)
 
     _keep(folder, made_from, _files(cases, data), write)

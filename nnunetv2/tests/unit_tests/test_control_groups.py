@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunetv2.experiment import cores as cores_module
 from nnunetv2.experiment import memory
 from nnunetv2.experiment.control_groups import cpu_limit, memory_limit
+from nnunetv2.experiment.cores import usable_cores
 from nnunetv2.experiment.memory import describe_machine
-from nnunetv2.run import cpu_cores
-from nnunetv2.run.cpu_cores import usable_cores
 
 GIB = 2**30
 NO_LIMIT = 9223372036854771712  # of version 1
@@ -76,8 +76,8 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path):
 def test_a_training_uses_no_more_cores_than_it_has_time_of(
     monkeypatch: pytest.MonkeyPatch, limit: float | None, cores: int
 ):
-    monkeypatch.setattr(cpu_cores.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(cpu_cores, "cpu_limit", lambda: limit)
+    monkeypatch.setattr(cores_module.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(cores_module, "cpu_limit", lambda: limit)
     assert usable_cores() == cores
 
 

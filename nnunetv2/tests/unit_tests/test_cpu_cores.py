@@ -4,8 +4,10 @@ import os
 
 import pytest
 
-from nnunetv2.run import cpu_cores, training_commands
-from nnunetv2.run.cpu_cores import split_cores, usable_cores
+from nnunetv2.experiment import cores as cores_module
+from nnunetv2.experiment.cores import usable_cores
+from nnunetv2.run import training_commands
+from nnunetv2.run.cpu_cores import split_cores
 from nnunetv2.run.run_training_vit import run_training_entry
 
 VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")
@@ -63,5 +65,5 @@ def test_a_training_on_a_gpu_is_left_to_nnunet(train_with):
 
 def test_cores_that_the_process_may_not_use_do_not_count(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
-    monkeypatch.setattr(cpu_cores, "cpu_limit", lambda: None)
+    monkeypatch.setattr(cores_module, "cpu_limit", lambda: None)
     assert usable_cores() == 2
