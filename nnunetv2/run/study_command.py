@@ -13,7 +13,7 @@ import yaml
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.run.arguments import OneSentenceParser
 from nnunetv2.run.devices import DEVICES
-from nnunetv2.run.held_out_arguments import add_test_arguments, held_out_of
+from nnunetv2.run.held_out_arguments import add_report_arguments, check_processes, held_out_of, print_path
 from nnunetv2.run.study_checks import check_runs
 from nnunetv2.run.study_workers import cores_of, local_workers
 from nnunetv2.study.comparison import comparison_of
@@ -21,6 +21,7 @@ from nnunetv2.study.config import StudyConfig, read_study
 from nnunetv2.study.display import PlainDisplay, TerminalDisplay
 from nnunetv2.study.local import run_locally
 from nnunetv2.study.progress import read_progress, table
+from nnunetv2.study.report.libraries import check_libraries
 from nnunetv2.study.runs import Run, expand, study_folder
 from nnunetv2.study.state import failure_of, forget_failure, state
 
@@ -64,7 +65,7 @@ def create_parser() -> argparse.ArgumentParser:
     status.set_defaults(action=show_status)
     report = actions.add_parser("report", parents=[common], help="report on the finished runs", allow_abbrev=False)
     report.add_argument("-o", dest="output", type=Path, required=True, help="folder of the report")
-    add_test_arguments(report, None, "the study's key device")
+    add_report_arguments(report, None, "the study's key device")
     report.set_defaults(action=report_on)
     return parser
 
@@ -203,9 +204,12 @@ def report_on(study: StudyConfig, args: argparse.Namespace) -> int:
     Raises:
         ExperimentError: no run is finished, or the report cannot be written.
     """
+    check_processes(args.processes)
+    check_libraries()
     from nnunetv2.study.report.write import write_report
 
-    write_report(comparison_of(study), args.output, held_out=held_out_of(args.test, study.device))
+    write_report(comparison_of(study), args.output, args.processes, held_out_of(args.test, study.device))
+    print_path(args.output)
     return 0
 
 

@@ -18,10 +18,11 @@ from nnunetv2.study.comparison import comparison_of
 from nnunetv2.study.config import StudyConfig
 from nnunetv2.study.display import PlainDisplay, TerminalDisplay
 from nnunetv2.study.local import run_locally
-from nnunetv2.study.progress import headline, read_progress, seconds_left, training_logs
+from nnunetv2.study.progress import headline, read_progress, seconds_left
 from nnunetv2.study.runs import Run, expand
 from nnunetv2.study.slurm import minutes_of
 from nnunetv2.study.state import failure_of, forget_failure, state
+from nnunetv2.study.training_log import training_logs
 
 TRAINING = """
 import json, os, pathlib, sys, time
