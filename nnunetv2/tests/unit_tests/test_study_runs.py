@@ -195,6 +195,19 @@ def test_a_comparison_names_the_finished_runs_and_those_that_are_missing(study: 
     assert comparison.missing == [failure_of(runs[1])] and comparison.groups is None and comparison.tubular == [1]
 
 
+def test_report_names_its_page(study: StudyConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    written: list[tuple] = []
+    monkeypatch.setattr("nnunetv2.study.report.write.write_report", lambda *arguments: written.append(arguments))
+    monkeypatch.setattr(study_command, "read_study", lambda path: study)
+    monkeypatch.setattr(study_command, "comparison_of", lambda study: study.name)
+    study_command.run_study_entry(["report", "study.yaml", "-o", "a/report", "--processes", "3"])
+    assert written == [("s", Path("a/report"), 3, None)]
+    assert capsys.readouterr().out == "the report is a/report/report.html\n"
+    with pytest.raises(SystemExit, match="2"):
+        study_command.run_study_entry(["report", "study.yaml", "-o", "a/report", "--processes", "0"])
+    assert "--processes must be at least 1, found 0" in capsys.readouterr().err
+
+
 def test_half_a_summary_is_no_finished_run(study: StudyConfig):
     run, _ = expand(study)
     summary = run.folder / "validation" / "summary.json"
