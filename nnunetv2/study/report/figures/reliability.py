@@ -15,7 +15,7 @@ def reliability_figure(bins: dict[str, dict[str, np.ndarray]], experiments: list
         experiments: of the comparison, in their order.
     """
     looks = lines_of(experiments)
-    figure, axes = panels(len(bins), 3.4, 3.5 + 0.17 * len(experiments))
+    figure, axes = panels(len(bins), 5.0, max(3.0, 0.18 * len(experiments)), columns=2)
     for panel, (name, by_experiment) in zip(axes, bins.items(), strict=True):
         panel.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1)
         for experiment, (pixels, confidence, positives) in by_experiment.items():
@@ -27,7 +27,7 @@ def reliability_figure(bins: dict[str, dict[str, np.ndarray]], experiments: list
                 markersize=3.5,
                 label=f"{experiment} (ECE {error:.4f})",
             )
-        panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=name, xlabel="predicted probability")
-        panel.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), handlelength=2.6)
+        panel.set(xlim=(0, 1), ylim=(0, 1), box_aspect=1, title=name, xlabel="predicted probability")
+        panel.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.6)
     axes[0].set_ylabel("frequency of the class")
     return figure
