@@ -9,6 +9,10 @@ from uuid import uuid4
 from dinov3.errors import ExperimentError
 from nnunetv2.study.report.page import PAGE
 
+FIGURES = "figures"
+TABLES = ("cases.csv", "summary.csv", "differences.csv", "test_cases.csv", "test_summary.csv")
+FILES = (PAGE, "report.md", "table.tex", *TABLES)
+
 
 def check_output(output: Path) -> None:
     """Check that a report can be written to a folder, before minutes are spent on it.
@@ -18,13 +22,24 @@ def check_output(output: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise ExperimentError(f"-o: {output} is not a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / PAGE).is_file():
-        raise ExperimentError(f"-o: {output} holds other files than a report; name a new or an empty folder")
+    other = next(_other_files(output), None) if output.is_dir() else None
+    if other is not None:
+        raise ExperimentError(f"-o: {output} holds other files than a report, such as {other}; name a new folder")
     with _writable(output):
         output.absolute().parent.mkdir(parents=True, exist_ok=True)
         probe = _temporary(output)
         probe.mkdir()
         probe.rmdir()
+
+
+def _other_files(output: Path) -> Iterator[Path]:
+    """What would be lost if a report took the place of a folder."""
+    is_report = (output / PAGE).is_file()
+    for path in sorted(output.iterdir()):
+        if is_report and path.name == FIGURES:
+            yield from (one.relative_to(output) for one in sorted(path.iterdir()) if one.suffix not in (".png", ".pdf"))
+        elif not is_report or path.name not in FILES:
+            yield path.relative_to(output)
 
 
 def _temporary(output: Path) -> Path:

@@ -16,7 +16,7 @@ from nnunetv2.study.report.held_out import HeldOut
 from nnunetv2.study.report.held_out_tables import analyse_test_cases, held_out_tables, methods_of_test_cases
 from nnunetv2.study.report.methods import methods, warnings
 from nnunetv2.study.report.metrics import BY_KEY
-from nnunetv2.study.report.output import check_output, complete_folder
+from nnunetv2.study.report.output import FIGURES, check_output, complete_folder
 from nnunetv2.study.report.page import DPI, Content, write_page
 from nnunetv2.study.report.page_tables import budget_table, class_table, main_table, pairs_table, spread_table
 from nnunetv2.study.report.selection import check_cases, comparable
@@ -63,7 +63,7 @@ def _content(analysis: Analysis, tested: list[Analysis], data: Data, runs: pd.Da
         missing=comparison.missing,
         warnings=warnings(analysis, runs),
         tables=_tables(analysis, tested, data, runs, costs),
-        figures=_figures(analysis, data, costs, folder / "figures"),
+        figures=_figures(analysis, data, costs, folder / FIGURES),
         methods=f"{methods(analysis, data, runs)} {methods_of_test_cases(tested)}".strip(),
         definitions=[
             (BY_KEY[key].label, BY_KEY[key].definition.format(unit=data.unit, tolerance=data.nsd_tolerance))

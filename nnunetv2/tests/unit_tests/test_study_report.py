@@ -354,13 +354,22 @@ def test_tables() -> None:
 
 def test_output_that_is_no_report_is_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ExperimentError, match="holds other files than a report"):
+    with pytest.raises(ExperimentError, match="holds other files than a report, such as thesis.txt"):
         check_output(tmp_path)
     with pytest.raises(ExperimentError, match="is not a folder"):
         check_output(tmp_path / "thesis.txt")
     with pytest.raises(ExperimentError, match="cannot write"):
         check_output(tmp_path / "thesis.txt" / "report")
     check_output(tmp_path / "new" / "report")
+    report = tmp_path / "older"
+    for name in ("report.html", "cases.csv", "figures/ranks.pdf"):
+        (report / name).parent.mkdir(parents=True, exist_ok=True)
+        (report / name).touch()
+    check_output(report)
+    (report / "figures" / "notes.txt").touch()
+    with pytest.raises(ExperimentError, match="such as figures/notes.txt"):
+        check_output(report)
+    shutil.rmtree(report)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "thesis.txt"]
 
 
