@@ -63,8 +63,14 @@ def measure_all(comparison: Comparison, data: Data, processes: int | None = None
         for case, path in predictions.items():
             if cache.get(case, path) is None:
                 wanted.setdefault(case, []).append(index)
+    processes = min(processes or usable_cores(), len(wanted))
     try:
-        _measure_wanted(wanted, found, caches, data, processes or usable_cores())
+        _measure_wanted(wanted, found, caches, data, processes)
+    except BrokenProcessPool as error:
+        raise ExperimentError(
+            "a process that measures the cases was killed, most likely for want of memory, with "
+            f"--processes {processes}; what was measured is kept"
+        ) from error
     finally:  # what an interrupted report has measured is not lost
         for cache in caches:
             cache.save()
@@ -81,7 +87,7 @@ def _measure_wanted(
     if not wanted:
         return
     context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads
-    with ProcessPoolExecutor(min(processes, len(wanted)), mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
         with _without_interrupts():
             jobs = {
                 pool.submit(measure_case, data, case, [found[index][case] for index in indices]): (case, indices)
@@ -92,11 +98,6 @@ def _measure_wanted(
                 case, indices = jobs[job]
                 for index, classes in zip(indices, job.result(), strict=True):
                     caches[index].put(case, found[index][case], classes)
-        except BrokenProcessPool as error:
-            raise ExperimentError(
-                f"a process that measures the cases was killed, most likely for want of memory: {len(wanted)} cases, "
-                f"--processes {min(processes, len(wanted))}; what was measured is kept"
-            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
