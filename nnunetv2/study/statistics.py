@@ -83,7 +83,8 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray, method: str, samples: int, 
     def mean(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
         return sums.sum(axis=axis) / counts.sum(axis=axis)
 
-    with warnings.catch_warnings():
+    # values that hardly differ give NaN, which the caller looks for
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         result = stats.bootstrap(
             (sums, counts),
