@@ -10,7 +10,7 @@ import pytest
 
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.groups import read_groups
-from nnunetv2.training.vit.training_cases import choose_cases, default_split, training_cases_of
+from nnunetv2.training.vit.training_cases import choose_cases, training_cases_of
 
 CASES = [f"case_{i:02d}" for i in range(20)]
 GROUPS = {case: f"patient_{i // 3}" for i, case in enumerate(CASES)}
@@ -43,12 +43,6 @@ def test_every_process_chooses_the_same():
         [sys.executable, "-c", code, json.dumps(CASES)], capture_output=True, text=True, check=True, cwd="/"
     )
     assert json.loads(result.stdout) == [choose_cases(CASES, 7, 3), False]
-
-
-def test_too_few_cases_for_the_default_split_are_named():
-    with pytest.raises(ExperimentError, match="4 cases cannot be split into nnU-Net's 5 folds"):
-        default_split(CASES[:4])
-    assert len(default_split(CASES[:5])) == 5
 
 
 def test_whole_groups_are_taken():
