@@ -1,7 +1,6 @@
 """How far the runs of a study are, read from nnU-Net's logs and summaries."""
 
 import functools
-import json
 import re
 import statistics
 from collections import Counter
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.study.runs import Run
-from nnunetv2.study.state import State, state
+from nnunetv2.study.state import State, state, validation_means
 
 DIGITS = re.compile(r"\d+")
 EPOCHS = re.compile(r"Epochs: (\d+)")
@@ -62,7 +61,7 @@ def read_progress(run: Run) -> Progress:
         epochs_done=num_epochs if is_trained else next(reversed(done), 0),
         num_epochs=num_epochs,
         epoch_seconds=tuple(seconds for log in logs for seconds in log.epoch_seconds),
-        dice=_validation_dice(run) if current == "finished" else next(reversed(dices), None),
+        dice=(validation_means(run) or {}).get("Dice") if current == "finished" else next(reversed(dices), None),
     )
 
 
@@ -91,11 +90,6 @@ def _read_log(path: Path, _size: int) -> _Log:
     classes = [float(number) for number in NUMBER.findall((PSEUDO_DICE.findall(text) or [""])[-1])]
     done = starts[0] + len(seconds) if starts else None
     return _Log(done, num_epochs[-1] if num_epochs else None, seconds, statistics.fmean(classes) if classes else None)
-
-
-def _validation_dice(run: Run) -> float | None:
-    summary = json.loads((run.folder / "validation" / "summary.json").read_text(encoding="utf-8"))
-    return summary["foreground_mean"].get("Dice")
 
 
 def headline(study: str, progress: Sequence[Progress], num_workers: int) -> str:
