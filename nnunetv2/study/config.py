@@ -69,7 +69,7 @@ class StudyConfig(Section):
     tubular: list[PositiveInt] = field(default_factory=list)
     """labels of tubular structures, for which the report has clDice and the error of the number of components"""
     nsd_tolerance: PositiveFloat = 1.0
-    """tolerance of the normalised surface Dice, in the unit of the spacing, above 0"""
+    """tolerance of the normalised surface Dice, in the unit of the spacing"""
     device: Annotated[str, OneOf("cuda", "cpu", "mps")] = "cuda"
     """where to train (`-device`)"""
     num_gpus: PositiveInt = 1
