@@ -1,13 +1,12 @@
 """How far the runs of a study are, read from nnU-Net's logs and summaries."""
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nnunetv2.study.runs import Run
-from nnunetv2.study.state import State, state
+from nnunetv2.study.state import State, state, validation_means
 from nnunetv2.study.training_log import CURVES, read_logs
 
 PSEUDO_DICE = CURVES["Pseudo dice"]
@@ -55,13 +54,8 @@ def read_progress(run: Run) -> Progress:
         epochs_done=num_epochs if is_trained else next(reversed(done), 0),
         num_epochs=num_epochs,
         epoch_seconds=tuple(seconds for log in logs for seconds in log.epoch_seconds),
-        dice=_validation_dice(run) if current == "finished" else next(reversed(dices), None),
+        dice=(validation_means(run) or {}).get("Dice") if current == "finished" else next(reversed(dices), None),
     )
-
-
-def _validation_dice(run: Run) -> float | None:
-    summary = json.loads((run.folder / "validation" / "summary.json").read_text(encoding="utf-8"))
-    return summary["foreground_mean"].get("Dice")
 
 
 def headline(study: str, progress: Sequence[Progress], num_workers: int) -> str:
