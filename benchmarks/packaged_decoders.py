@@ -41,6 +41,7 @@ FORMS = {
     "unetr bilinear": Form("unetr", ("model.decoder.upsample_mode=bilinear",)),
     "primus": Form("primus"),
     "primus multiscale": Form("primus_multiscale"),
+    "dino u-net": Form("dinounet"),
 }
 MASK2FORMER_FORMS = {
     "mask2former": Form("m2f"),
@@ -58,6 +59,11 @@ REDUCED = {
     "unetr": ("model.decoder.decoder_channels=[64,48,32,16,16]",),
     "primus": ("model.decoder.embed_dim=96",),
     "primus_multiscale": ("model.decoder.embed_dim=32",),
+    "dinounet": (
+        "model.decoder.features_per_stage=[16,32,32,64]",
+        "model.decoder.rank=32",
+        "model.decoder.drop_path_rate=0",
+    ),
 }
 
 

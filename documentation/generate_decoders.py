@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "documentation" / "decoders"
 README = ROOT / "README.md"
 NUM_CLASSES, SIDE, CHANNELS = 4, 512, 3
-VARIANT = re.compile(r"_(lora|test_\w+)$")
+VARIANT = re.compile(r"_(full|lora|test_\w+)$")
 TABLE_HEADER = "| `--config` | decoder | paper | feature layers | output stride | parameters |"
 CONFIG_HEADER = "| `--config` | backbone | mode |"
 
@@ -57,6 +57,9 @@ DECODERS = {
         "UNETR", "nnunetv2.model.model_unetr", "[Hatamizadeh et al. 2022](https://arxiv.org/abs/2103.10504)"
     ),
     "primus": Decoder("Primus", "nnunetv2.model.primus", "[Wald et al. 2025](https://arxiv.org/abs/2503.01835)"),
+    "dinounet": Decoder(
+        "Dino U-Net", "nnunetv2.model.model_dinounet", "[Gao et al. 2025](https://arxiv.org/abs/2508.20909)"
+    ),
     "linear": Decoder(
         "linear probe", "nnunetv2.model.model_linear", "[Oquab et al. 2023](https://arxiv.org/abs/2304.07193)"
     ),

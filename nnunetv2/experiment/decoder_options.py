@@ -19,6 +19,7 @@ from nnunetv2.experiment.errors import ExperimentError, not_to_be_built
 MASK2FORMER = "nnunetv2.model.model_m2f"  # returns queries, and so has a trainer and a schema of its own
 FACTORY = "create_segmentation_model"
 # What a module may have beside its factory, `(options, batch_size, regions) → options`, to decide on what is automatic.
+# If it has a parameter `features_per_stage` it gets the widths of the U-Net of the plans as well.
 RESOLVER = "resolve_options"
 PLAIN_TYPES = (bool, int, float, str, list, tuple, dict, type(None))  # what plans can hold
 
@@ -125,13 +126,16 @@ def _checkable(annotation: Any) -> Any:
     return Any if annotation is inspect.Parameter.empty else annotation
 
 
-def decoder_keywords(model: Any, batch_size: int, regions: bool) -> dict[str, Any]:
+def decoder_keywords(
+    model: Any, batch_size: int, regions: bool, features_per_stage: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Return all options of a decoder; its module may have a function that decides on what is automatic.
 
     Args:
         model: the section `model` of a configuration.
         batch_size: images per batch.
         regions: whether the data set declares regions.
+        features_per_stage: widths of the U-Net of the plans; None if they describe none.
 
     Raises:
         ExperimentError: the module cannot decide, or see `complete_options`.
@@ -139,8 +143,10 @@ def decoder_keywords(model: Any, batch_size: int, regions: bool) -> dict[str, An
     resolve_options = getattr(load_decoder(model.model_path), RESOLVER, None)
     options = model.decoder
     if resolve_options is not None:
+        planned = {"features_per_stage": features_per_stage}
+        wanted = {name: planned[name] for name in inspect.signature(resolve_options).parameters.keys() & planned}
         try:
-            options = dict(resolve_options(dict(options), batch_size, regions))
+            options = dict(resolve_options(dict(options), batch_size, regions, **wanted))
             json.dumps(options)  # what cannot be written into plans is told now
         except Exception as error:  # a user's own decoder can raise anything
             raise not_to_be_built(error) from error

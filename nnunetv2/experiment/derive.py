@@ -20,7 +20,7 @@ from nnunetv2.experiment.plans import (
     resolve,
 )
 from nnunetv2.experiment.pretrained_weights import PretrainedWeights
-from nnunetv2.experiment.unet import unet_architecture
+from nnunetv2.experiment.unet import features_of, unet_architecture
 from nnunetv2.model.backbone import timm_statistics, weights_follow
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -106,7 +106,7 @@ def _derive_configuration(
     derived["architecture"] = {
         "network_class_name": f"{config.model.model_path}.{FACTORY}",
         "arch_kwargs": architecture_keywords(
-            config, base["normalization_schemes"], derived["batch_size"], regions, weights
+            config, base["normalization_schemes"], derived["batch_size"], regions, weights, features_of(base)
         ),
         "_kw_requires_import": [],
     }
@@ -119,6 +119,7 @@ def architecture_keywords(
     batch_size: int,
     regions: bool = False,
     weights: PretrainedWeights | None = None,
+    features_per_stage: list[int] | None = None,
 ) -> dict[str, Any]:
     """Return the keywords that rebuild the network: no pretrained weights, nothing automatic but the feature layers.
 
@@ -128,6 +129,7 @@ def architecture_keywords(
         batch_size: images per batch.
         regions: whether the data set declares regions.
         weights: the pretrained weights, which decide on the query bias; by default those of the configuration.
+        features_per_stage: widths of the U-Net of the plans derived from; None if they describe none.
     """
     model, lora = config.model, config.lora
     return {
@@ -144,7 +146,7 @@ def architecture_keywords(
         "out_layers": model.out_layers,
         "input_norm": resolve_input_norm(model.input_norm, model.backbone, normalization_schemes),
         "precision": config.train.precision,
-        **decoder_keywords(model, batch_size, regions),
+        **decoder_keywords(model, batch_size, regions, features_per_stage),
     }
 
 

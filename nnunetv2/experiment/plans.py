@@ -151,8 +151,9 @@ def differences_from(
     if config.model is None:
         return
     regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
-    options = decoder_keywords(config.model, derived["batch_size"], regions)
     keywords = derived["architecture"]["arch_kwargs"]
+    # a decoder that takes widths from the plans has stored them as they are called there
+    options = decoder_keywords(config.model, derived["batch_size"], regions, keywords.get("features_per_stage"))
     yield from differences_between({key: keywords.get(key) for key in options}, options, "model.decoder")
 
 

@@ -14,6 +14,14 @@ MIN_STAGES = 3  # with fewer, deep supervision has no resolution to weight
 PER_STAGE = ("n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder")
 
 
+def features_of(base: dict[str, Any]) -> list[int] | None:
+    """Widths of the stages of the U-Net that a configuration of plans describes; None if it describes none."""
+    architecture = base.get("architecture")
+    keywords = architecture.get("arch_kwargs", {}) if isinstance(architecture, dict) else {}
+    features = keywords.get("features_per_stage")
+    return list(features) if isinstance(features, (list, tuple)) else None
+
+
 def unet_architecture(base: dict[str, Any], patch_size: list[int]) -> dict[str, Any]:
     """Return the architecture at a patch size.
 

@@ -129,6 +129,11 @@ class ViTSegmentationModel(nn.Module):
         """Side of the backbone's patches in pixels: another name of `patch_size`."""
         return self.patch_size
 
+    @property
+    def padding_multiple(self) -> int:
+        """Images are padded to multiples of this number of pixels."""
+        return self.patch_size
+
     def freeze_backbone(self) -> None:
         """Freeze the backbone; it stays in evaluation mode whatever `train()` says."""
         self.mode = "frozen"
@@ -190,11 +195,11 @@ class ViTSegmentationModel(nn.Module):
             ValueError: the input has another shape than that.
         """
         self.check_input(x)
-        height, width = x.shape[-2:]
         with autocast_for(x.device, self.precision):
-            x = pad_to_multiple((x - self.input_mean) / self.input_std, self.patch_size, mode="reflect")
-            logits = self.decode(self.encode(x), x.shape[-2:])
-        return logits[..., :height, :width].float()
+            normalised = (x - self.input_mean) / self.input_std
+            padded = pad_to_multiple(normalised, self.padding_multiple, mode="reflect")
+            logits = self.decode(self.encode(padded), padded.shape[-2:])
+        return self.crop(logits, x.shape[-2:])
 
     def check_input(self, x: Tensor) -> None:
         """Check that images have the shape (B, input_channels, H, W).
@@ -212,6 +217,11 @@ class ViTSegmentationModel(nn.Module):
     def decode(self, features: list[Tensor], output_size: Sequence[int]) -> Tensor:
         """Map features to logits (B, num_classes, *output_size); every subclass brings its decoder here."""
         raise TypeError(f"{type(self).__name__} has no decoder: subclasses of ViTSegmentationModel define `decode`")
+
+    def crop(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Crop the logits of padded images to the size of the images: (B, num_classes, *size), float32."""
+        height, width = size
+        return logits[..., :height, :width].float()
 
     def print_trainable_parameters(self, detailed: bool = False) -> None:
         """Print total and trainable parameters, with `detailed` per part (direct submodule) as well."""

@@ -51,6 +51,11 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "primus multiscale projected": ("primus", {"multiscale": True, "embed_dim": 64}),
     "linear": ("model_linear", {}),
     "linear on four maps": ("model_linear", {"out_layers": [0, 1, 2, 3]}),
+    "dino u-net": ("model_dinounet", {"features_per_stage": [8, 8, 16, 16], "rank": 8}),
+    "dino u-net with auxiliary outputs": (
+        "model_dinounet",
+        {"features_per_stage": [8, 8, 16, 16], "rank": 8, "auxiliary_outputs": True},
+    ),
     "mask2former": ("model_m2f", {"hidden_dim": 32, "dim_feedforward": 64, "num_queries": 7}),
 }
 TINY_VIT = {"embed_dim": 96, "depth": 4, "num_heads": 3, "n_storage_tokens": 4, "layerscale_init": 1e-5}

@@ -89,6 +89,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, mode: list
         pytest.param(["primus", "embed_dim=32"], marks=pytest.mark.nightly),
         pytest.param(["primus", "embed_dim=32", "multiscale=true"], marks=pytest.mark.nightly),
         ["model_linear", "dropout=0.5"],
+        ["model_dinounet", "features_per_stage=[8,8,16,16]", "rank=16", "auxiliary_outputs=true"],
     ],
     ids=lambda decoder: decoder[0] + "_multiscale" * ("multiscale=true" in decoder),
 )

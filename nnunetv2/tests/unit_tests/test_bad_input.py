@@ -313,7 +313,7 @@ def test_a_batch_is_shared_by_the_devices():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("decoder", ["linear", "segformer", "upernet", "dpt", "unetr"])
+@pytest.mark.parametrize("decoder", ["linear", "segformer", "upernet", "dpt", "unetr", "dinounet"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_estimate_is_below_what_a_step_keeps(decoder: str, frozen: bool):
     train = {"precision": "float32", "batch_size": 2, "patch_size": [64, 64]}

@@ -14,14 +14,14 @@ from nnunetv2.experiment.decoder_options import complete_options, read_options
 from nnunetv2.experiment.derive import architecture_keywords
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import EXPERIMENT_KEY, as_stored, restore
-from nnunetv2.experiment.schema import load_config, packaged_configs
+from nnunetv2.experiment.schema import find_config, load_config, packaged_configs, read_values
 from nnunetv2.run.arguments import parse_arguments
 from nnunetv2.run.train_experiment import read_experiment
 from nnunetv2.run.training_commands import TRAIN_M2F, TRAIN_VIT
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
-from nnunetv2.training.vit.schemas import SCHEMAS
+from nnunetv2.training.vit.schemas import SCHEMAS, schema_of
 
 RGB = ["RGBTo01Normalization"] * 3
 BASE = {"model.backbone_size": "tiny", "model.pretrained": "false"}
@@ -40,19 +40,23 @@ def refusal(*overrides: str, name_or_path: str = "upernet") -> str:
     return str(caught.value)
 
 
-DECODERS = ("upernet", "segformer", "dpt", "unetr", "primus", "primus_multiscale", "linear")
+DECODERS = ("upernet", "segformer", "dpt", "unetr", "primus", "primus_multiscale", "linear", "dinounet")
 FLAT = "segformer_default"
 UNET = "unet"  # test_unet_experiment.py
-M2F = ("m2f", "m2f_default", "m2f_lora", "m2f_test_dinov2", "m2f_test_dinov3")
+M2F = ("m2f", "m2f_default", "m2f_full", "m2f_lora", "m2f_test_dinov2", "m2f_test_dinov3")
 
 
 def test_the_packaged_configs_are_there():
-    expected = {f"{name}{end}" for name in DECODERS for end in ("", "_lora", "_test_dinov2", "_test_dinov3")}
+    expected = {f"{name}{end}" for name in DECODERS for end in ("", "_full", "_lora", "_test_dinov2", "_test_dinov3")}
     others = {"segformer_test_retfound", "segformer_test_visionfm", FLAT, *M2F, UNET}
     assert set(packaged_configs()) == expected | others
 
 
-@pytest.mark.parametrize("name", [name for name in packaged_configs() if name not in (FLAT, *M2F, UNET)])
+def is_full(name: str) -> bool:
+    return name.endswith("_full")
+
+
+@pytest.mark.parametrize("name", [n for n in packaged_configs() if n not in (FLAT, *M2F, UNET) and not is_full(n)])
 def test_packaged_configs_have_the_documented_values(name: str):
     config = load_config(ViTnnUNetConfig, name)
     train = config.train
@@ -66,6 +70,23 @@ def test_packaged_configs_have_the_documented_values(name: str):
     assert config.model.backbone == (name.rpartition("_")[2] if "_test_" in name else "dinov3")
     assert config.model.model_path.endswith(name.partition("_")[0])
     assert bool(config.model.decoder.get("multiscale")) == ("multiscale" in name)
+
+
+@pytest.mark.parametrize("name", [name for name in packaged_configs() if is_full(name)])
+def test_recipes_for_full_fine_tuning_have_the_documented_values(name: str):
+    trainer = read_values(find_config(name))["trainer"]
+    config = load_config(schema_of(trainer), name)
+    base = load_config(schema_of(trainer), name.removesuffix("_full"))
+    train = config.train
+    assert (config.mode, config.model.model_path) == ("full", base.model.model_path)
+    assert (train.optimizer, train.initial_lr, train.weight_decay) == ("adamw", 0.0001, 0.05)
+    assert (train.backbone_lr_factor, train.layer_decay) == (0.1, None)
+    assert (train.schedule, train.warmup_epochs, train.num_epochs) == ("cosine", 10, 200)
+    assert train.num_iterations_per_epoch == 250 and train.patch_size == base.train.patch_size
+    assert (train.precision, config.gradient_clip) == ("bfloat16", 1)
+    # as the page on recipes says for DINOv2
+    other = ["model.backbone=dinov2", "train.layer_decay=0.8", "train.backbone_lr_factor=1"]
+    assert load_config(schema_of(trainer), name, other).train.layer_decay == 0.8
 
 
 def test_packaged_configs_name_the_decoders_defaults():
@@ -464,7 +485,7 @@ def test_m2f_default_names_the_defaults():
     assert as_stored(load_config(M2FnnUNetConfig, "m2f_default", counts)) == as_stored(M2FnnUNetConfig().stored())
 
 
-@pytest.mark.parametrize("name", M2F)
+@pytest.mark.parametrize("name", [name for name in M2F if not is_full(name)])
 def test_packaged_m2f_configs_have_the_documented_values(name: str):
     config = load_config(M2FnnUNetConfig, name)
     is_test = "_test_" in name

@@ -27,7 +27,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "documentation" / "decoders"
-PAGES = ("upernet", "segformer", "dpt", "unetr", "primus", "linear")
+PAGES = ("upernet", "segformer", "dpt", "unetr", "primus", "linear", "dinounet")
 TITLES = ("When to choose it", "Data flow", "Where ours differs", "Options", "Configurations")
 # Modules whose decoder has its page under another name.
 ALIASES = {"nnunetv2.model.model": "nnunetv2.model.model_upernet"}

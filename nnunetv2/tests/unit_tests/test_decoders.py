@@ -4,8 +4,12 @@ from importlib import import_module
 
 import pytest
 import torch
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import nn
 
+from nnunetv2.model.fidelity_projection import FidelityAwareProjection
+from nnunetv2.model.model_dinounet import resolve_options as resolve_widths
 from nnunetv2.model.model_dpt import MIN_BATCH_SIZE_FOR_BATCH_NORM, DPTSegmentationModel, resolve_options
 from nnunetv2.model.model_linear import LinearSegmentationModel
 from nnunetv2.model.model_segformer import SegFormerSegmentationModel, create_segformer_model
@@ -201,6 +205,94 @@ def test_primus_interaction_indices_are_the_feature_layers():
         build("primus", multiscale=True, interaction_indices=[1, 3], out_layers=[0, 3])
 
 
+# --- Dino U-Net -----------------------------------------------------------------------------------------------------
+
+NARROW = {"features_per_stage": [8, 12, 16, 20], "rank": 8}
+
+
+def test_dino_unet_has_about_as_many_parameters_as_the_paper_says():
+    """The readme of the paper: about 5, 11 and 18 million with the adapter; what a projection holds is not all told."""
+    for size, millions in (("small", 5), ("base", 11), ("large", 18)):
+        with torch.device("meta"):
+            model = build("model_dinounet", 4, backbone_size=size)
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6 == pytest.approx(millions, rel=0.26)
+        assert model.feature_indices == ([4, 11, 17, 23] if size == "large" else [2, 5, 8, 11])
+
+
+def test_dino_unet_gives_nnunets_decoder_maps_at_strides_1_to_8():
+    model = build("model_dinounet", **NARROW)
+    assert isinstance(model.decoder, UNetDecoder)
+    given = []
+    model.decoder.register_forward_pre_hook(lambda _module, inputs: given.extend(inputs[0]))
+    model(torch.rand(1, 3, 61, 96))
+    assert [tuple(x.shape[1:]) for x in given] == [(8, 64, 96), (12, 32, 48), (16, 16, 24), (20, 8, 12)]
+
+
+def test_dino_unet_upsamples_by_one_transposed_convolution_applied_twice():
+    up = build("model_dinounet", **NARROW).upsampling[0]
+    once = nn.ConvTranspose2d(8, 8, 2, stride=2)
+    once.load_state_dict(up.state_dict())
+    x = torch.rand(1, 8, 3, 5)
+    assert torch.equal(up(x), once(once(x)))
+
+
+def test_the_projection_modulates_what_is_a_scales_own_by_what_all_share():
+    projection = FidelityAwareProjection(6, [8, 16], 4).double()
+    maps = [torch.rand(2, 6, 5, 7, dtype=torch.float64), torch.rand(2, 6, 3, 4, dtype=torch.float64)]
+    (scale, other), (x, _) = projection.scales, maps
+    first, second = projection(maps)
+    assert (first.shape, second.shape) == ((2, 8, 5, 7), (2, 16, 3, 4))
+    gamma, beta = scale.modulation(projection.shared(x)).chunk(2, dim=1)
+    assert torch.allclose(first, scale.refinement((1 + gamma) * scale.specific(x) + beta), atol=1e-12)
+    nn.init.normal_(projection.shared.weight)
+    assert all((before != after).any() for before, after in zip((first, second), projection(maps), strict=True))
+    nn.init.zeros_(other.modulation.weight), nn.init.zeros_(other.modulation.bias)
+    assert torch.allclose(projection(maps)[1], other.refinement(other.specific(maps[1])), atol=1e-12)
+
+
+def test_the_refinement_of_the_projection_weights_channels_by_the_whole_map():
+    refinement = FidelityAwareProjection(6, [32], 4).scales[0].refinement
+    x = torch.rand(1, 4, 5, 5)
+    excite = refinement.body[-1].excite
+    nn.init.zeros_(excite.weight), nn.init.constant_(excite.bias, -100.0)  # no channel passes
+    assert torch.allclose(refinement(x), refinement.shortcut(x)) and excite.in_channels == 2
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 67), (97, 131)])
+def test_auxiliary_outputs_have_the_sizes_of_nnunets_targets(size: tuple[int, int]):
+    model = build("model_dinounet", auxiliary_outputs=True, deep_supervision=True, **NARROW)
+    image = torch.rand(1, 3, *size)
+    outputs = model(image)
+    downsample = DownsampleSegForDSTransform(model.deep_supervision_scales)
+    targets = downsample(segmentation=torch.zeros(1, *size))["segmentation"]
+    assert [x.shape[-2:] for x in outputs] == [x.shape[-2:] for x in targets] and len(outputs) == 3
+    model.decoder.deep_supervision = False  # as nnU-Net's trainer does
+    assert torch.equal(model(image), outputs[0])
+
+
+def test_auxiliary_outputs_are_coarser_logits_of_the_same_place():
+    """A dot in a corner of an odd-sized image is in that corner of all outputs."""
+    model = build("model_dinounet", auxiliary_outputs=True, deep_supervision=True, **NARROW)
+    image = torch.zeros(2, 3, 97, 131)
+    image[1, :, 80:88, 112:120] = 3
+    with torch.no_grad():
+        for logits in model(image):
+            change = (logits[1] - logits[0]).abs().sum(0)
+            row, column = divmod(int(change.argmax()), change.shape[1])
+            scale = logits.shape[-2] / 97
+            assert abs(row / scale - 84) < 16 and abs(column / scale - 116) < 16  # less than a patch
+
+
+def test_dino_unet_takes_its_widths_from_the_plans():
+    assert resolve_widths({"features_per_stage": "plans"}, 2, False, [16, 32, 64, 128, 256]) == {
+        "features_per_stage": [16, 32, 64, 128]
+    }
+    assert resolve_widths({"features_per_stage": [8] * 4}, 2, False, None) == {"features_per_stage": [8] * 4}
+    for planned in (None, [32, 64, 128]):
+        with pytest.raises(ValueError, match="describe no U-Net of at least 4 stages"):
+            resolve_widths({"features_per_stage": "plans"}, 2, False, planned)
+
+
 # --- linear ---------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +341,16 @@ def test_the_linear_probe_is_linear_in_the_features():
         ("primus", {"patch_embed_size": 14}, "patch_embed_size must be a power of two, found 14"),
         ("primus", {"patch_embed_size": 0}, "patch_embed_size must be a power of two, found 0"),
         ("primus", {"embed_dim": 8}, "embed_dim is too small: the decoder has 8 channels"),
+        (
+            "model_dinounet",
+            {"features_per_stage": [8, 8, 8]},
+            r"must be four positive whole numbers.*found \[8, 8, 8\]",
+        ),
+        ("model_dinounet", {"features_per_stage": "plans"}, r"must be four positive whole numbers.*found 'plans'"),
+        ("model_dinounet", {"rank": 0}, "rank must be at least 1, found 0"),
+        ("model_dinounet", {"drop_path_rate": 1.0}, r"drop_path_rate must be in \[0, 1\), found 1.0"),
+        ("model_dinounet", {"out_layers": [3]}, "Dino U-Net's adapter needs four feature layers"),
+        ("model_dinounet", {"deep_supervision": True}, "deep_supervision must be false"),
         ("model_linear", {"dropout": -0.1}, r"dropout must be in \[0, 1\), found -0.1"),
     ],
 )
@@ -258,7 +360,7 @@ def test_impossible_options_are_told(module: str, options: dict, told: str):
 
 
 def test_unknown_keywords_are_type_errors():
-    for module in ("model_segformer", "model_dpt", "model_unetr", "primus", "model_linear"):
+    for module in ("model_segformer", "model_dpt", "model_unetr", "primus", "model_linear", "model_dinounet"):
         with pytest.raises(TypeError, match="no_such_option"):
             build(module, no_such_option=1)
 

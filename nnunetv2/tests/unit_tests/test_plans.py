@@ -125,6 +125,27 @@ def test_what_is_automatic_of_a_decoder_is_compared_as_it_was_decided():
     assert list(differences_from(plans, "2d", DATASET_JSON, off)) == [f"model.decoder.{option}: True → False"]
 
 
+def dino_unet(widths: object) -> ViTnnUNetConfig:
+    decoder = {"features_per_stage": widths, "rank": 8}
+    model = {"backbone_size": "tiny", "pretrained": False, "model_path": "nnunetv2.model.model_dinounet"}
+    return build(ViTnnUNetConfig, {"model": {**model, "decoder": decoder}}, "test")
+
+
+def test_a_decoder_takes_its_widths_from_the_plans_derived_from():
+    plans = base_plans()
+    plans["configurations"] = {"2d": {**CONFIGURATION, "batch_size": 2}}
+    with pytest.raises(ExperimentError, match="the plans derived from describe no U-Net of at least 4 stages"):
+        derive_plans(plans, "2d", DATASET_JSON, dino_unet("plans"), "mine")
+    unet = {**CONFIGURATION["architecture"], "arch_kwargs": {"features_per_stage": [8, 16, 16, 24, 24]}}
+    plans["configurations"]["2d"]["architecture"] = unet
+    derived = derive_plans(plans, "2d", DATASET_JSON, dino_unet("plans"), "mine")
+    keywords = derived["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    assert keywords["features_per_stage"] == [8, 16, 16, 24]
+    assert not list(differences_from(derived, "2d", DATASET_JSON, dino_unet("plans")))
+    (difference,) = differences_from(derived, "2d", DATASET_JSON, dino_unet([8, 8, 8, 8]))
+    assert difference.startswith("model.decoder.features_per_stage")
+
+
 def test_plans_that_were_changed_by_hand_are_told():
     configuration = derive()["configurations"]["2d"]
     configuration["vit"]["train"]["num_epochs"] = 0

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ DECODERS = {
     "primus": ("primus", {"embed_dim": 64}),
     "primus_multiscale": ("primus", {"multiscale": True}),
     "linear": ("model_linear", {}),
+    "dinounet": ("model_dinounet", {"features_per_stage": [32, 32, 64, 64], "rank": 32}),
 }
 everywhere = pytest.mark.parametrize("family", NETWORKS)
 every_decoder = pytest.mark.parametrize("decoder", DECODERS)
@@ -54,13 +56,20 @@ def model_for(family: str = "dinov3", decoder: str = "upernet", seed: int = 0, *
 def without_dropout(decoder: str) -> dict[str, float]:
     """The keyword that switches a decoder's dropout off, if it has any."""
     options = {option.name for option in fields(read_options(f"nnunetv2.model.{DECODERS[decoder][0]}"))}
-    return {name: 0.0 for name in ("decoder_dropout", "dropout") if name in options}
+    return {name: 0.0 for name in ("decoder_dropout", "dropout", "drop_path_rate") if name in options}
 
 
 def test_every_packaged_decoder_and_every_family_is_tested():
     tested = {f"nnunetv2.model.{module}" for module, _ in DECODERS.values()}
     assert tested | {"nnunetv2.model.model"} == set(packaged_decoders())
     assert {*NETWORKS, *SAME_NETWORK} >= set(FAMILIES)
+
+
+def start_from_no_zeros(model: nn.Module) -> None:
+    """Give layers that start at zero other weights: through a zero no gradient reaches what comes before it."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
 
 
 def parameters_with_gradient(model: nn.Module) -> set[str]:
@@ -101,13 +110,15 @@ class DotBackbone(nn.Module):
     def __init__(self, patch: int, channels: int):
         super().__init__()
         self.patch, self.channels = patch, channels
+        self.patch_embed = SimpleNamespace(patch_size=(patch, patch))
         self.norm = nn.LayerNorm(channels)  # not used: brightness is to arrive as it is
 
     def forward_intermediates(
-        self, x: torch.Tensor, indices: list[int], return_prefix_tokens: bool = False, **_: Any
+        self, x: torch.Tensor, indices: list[int], return_prefix_tokens: bool = False, **options: Any
     ) -> list[torch.Tensor]:
         brightness = nn.functional.avg_pool2d(x.mean(1, keepdim=True), self.patch)
-        maps = [brightness.expand(-1, self.channels, -1, -1)] * len(indices)
+        grid = brightness.expand(-1, self.channels, -1, -1)
+        maps = [grid if options["output_fmt"] == "NCHW" else grid.flatten(2).transpose(1, 2)] * len(indices)
         return [(x, x.new_zeros(len(x), 1, self.channels)) for x in maps] if return_prefix_tokens else maps
 
 
@@ -193,7 +204,8 @@ def test_padding_reflects_where_it_can_and_repeats_otherwise():
 @every_decoder
 @everywhere
 def test_frozen_no_gradient_reaches_the_backbone(family: str, decoder: str):
-    model = model_for(family, decoder, freeze_backbone=True).train()
+    model = model_for(family, decoder, freeze_backbone=True, **without_dropout(decoder)).train()
+    start_from_no_zeros(model)
     assert model.mode == "frozen" and not any(m.training for m in model.backbone.modules())
     model(torch.rand(2, 3, 48, 48)).square().mean().backward()
     decoder = {n for n, _ in model.named_parameters() if not n.startswith("backbone.")}
@@ -214,8 +226,9 @@ def test_frozen_dropout_and_stochastic_depth_stay_off(decoder: str):
 @every_decoder
 @everywhere
 def test_lora_trains_adapters_and_decoder_only(family: str, decoder: str):
-    model = model_for(family, decoder, use_lora=True).train()
+    model = model_for(family, decoder, use_lora=True, **without_dropout(decoder)).train()
     assert model.mode == "lora"
+    start_from_no_zeros(model)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter)

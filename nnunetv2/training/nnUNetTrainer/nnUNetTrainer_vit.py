@@ -17,6 +17,8 @@ from nnunetv2.training.vit.optimizer import parameter_groups
 from nnunetv2.training.vit.targets import full_size_target
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+AUXILIARY_OUTPUTS = "auxiliary_outputs"  # the option of decoders that can be trained with deep supervision
+
 
 class nnUNetTrainer_vit(ExperimentTrainer):
     """Trains the network that the plans describe, as their key `vit` says (see `ExperimentTrainer`)."""
@@ -27,7 +29,8 @@ class nnUNetTrainer_vit(ExperimentTrainer):
 
     def _apply_train_config(self) -> None:
         super()._apply_train_config()
-        self.enable_deep_supervision = False
+        keywords = self.configuration_manager.network_arch_init_kwargs
+        self.enable_deep_supervision = bool(keywords.get(AUXILIARY_OUTPUTS))
 
     def initialize(self) -> None:
         """Build network, optimiser and loss; at the start of a new training, load the pretrained weights."""
@@ -80,16 +83,24 @@ class nnUNetTrainer_vit(ExperimentTrainer):
         factor = train.backbone_lr_factor if self.config.mode == "full" else 1.0
         return parameter_groups(self.plain_network, self.initial_lr, self.weight_decay, train.layer_decay, factor)
 
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Do nothing: the decoders have one output."""
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        return self.plain_network.deep_supervision_scales if self.enable_deep_supervision else None
 
-    def _images_and_target(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        return super()._images_and_target({**batch, "target": full_size_target(batch["target"])})
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch the further outputs on or off, as nnU-Net does; most decoders have one output, and none to switch."""
+        if self.enable_deep_supervision:
+            super().set_deep_supervision_enabled(enabled)
+
+    def _images_and_target(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor | list[torch.Tensor]]:
+        return super()._images_and_target(self._with_needed_targets(batch))
 
     def validation_step(self, batch: dict) -> dict:
         """Validate a batch as nnU-Net does.
 
         Args:
-            batch: see `train_step`; of a list of targets the first one is taken.
+            batch: see `train_step`; of a list of targets the first one is taken, but under deep supervision all.
         """
-        return super().validation_step({**batch, "target": full_size_target(batch["target"])})
+        return super().validation_step(self._with_needed_targets(batch))
+
+    def _with_needed_targets(self, batch: dict) -> dict:
+        return batch if self.enable_deep_supervision else {**batch, "target": full_size_target(batch["target"])}
