@@ -162,6 +162,41 @@ def primus() -> Figure:
     return Figure(boxes, arrows, "nnunetv2.model.primus", variants)
 
 
+def dinounet() -> Figure:
+    """A ViT-Adapter, the fidelity-aware projection, and nnU-Net's decoder."""
+    joined = "(4h·w + h·w + h·w/4) × D"
+    boxes = {"image": Box(0, 0, "image, normalised and padded to multiples of 32", "C × H × W", "image", 5, "features")}
+    for i, (name, quarter) in enumerate(zip(MAPS, QUARTERS, strict=True)):
+        title = f"ViT, tokens {i + 1}: after the\n{quarter} quarter of blocks"
+        boxes[name] = Box(i, 1, title, "D × h × w", f"features.{i}", kind="features")
+    convolutions = "convolutions: tokens at\nstrides 8, 16 and 32"
+    boxes["prior"] = Box(4, 1, convolutions, joined, "adapter.interactions.0:input")
+    attention = "deformable cross-attention to the tokens of one block after the other"
+    boxes["attention"] = Box(0, 2, attention, joined, "adapter.interactions.3", 5)
+    arrows = [("image", name) for name in (*MAPS, "prior")] + [(name, "attention") for name in (*MAPS, "prior")]
+    at_16, sizes = ("4h × 4w", "2h × 2w", "h × w", "h/2 × w/2"), ("H × W", "H/2 × W/2", "H/4 × W/4", "H/8 × W/8")
+    for i, width in enumerate((32, 64, 128, 256)):
+        start = "transposed conv, ×2," if i == 0 else f"stride {2 ** (i + 2)},"
+        title = f"{start}\n+ tokens {i + 1}, batch norm"
+        boxes[f"map_{i}"] = Box(i, 3, title, f"D × {at_16[i]}", f"adapter.norm{i + 1}")
+        title = "fidelity-aware\nprojection"
+        boxes[f"projected_{i}"] = Box(i, 4, title, f"{width} × {at_16[i]}", f"projection.scales.{i}")
+        boxes[f"skip_{i}"] = Box(i, 5, "twice the same\ntransposed conv", f"{width} × {sizes[i]}", f"upsampling.{i}")
+        arrows += chain("attention", f"map_{i}", f"projected_{i}", f"skip_{i}")
+        if i < 3:
+            title = "×2, concatenated,\ntwo 3×3 conv"
+            boxes[f"stage_{i}"] = Box(i, 6, title, f"{width} × {sizes[i]}", f"decoder.stages.{2 - i}")
+            arrows.append((f"skip_{i}", f"stage_{i}"))
+    boxes["logits"] = Box(0, 7, "1×1 conv", "K × H × W", "logits", kind="result", variant="plain")
+    arrows += chain("skip_3", "stage_2", "stage_1", "stage_0", "logits")
+    for i in (1, 2):
+        title, source = "auxiliary_outputs: true\n1×1 conv", f"decoder.seg_layers.{2 - i}"
+        boxes[f"output_{i}"] = Box(i, 7, title, f"K × {sizes[i]}", source, 1, "option", "auxiliary")
+        arrows.append((f"stage_{i}", f"output_{i}"))
+    variants = {"plain": {}, "auxiliary": {"auxiliary_outputs": True, "deep_supervision": True}}
+    return Figure(boxes, arrows, "nnunetv2.model.model_dinounet", variants)
+
+
 def linear() -> Figure:
     """A classifier of every patch."""
     boxes = {
@@ -180,5 +215,6 @@ FIGURES = {
     "dpt": dpt,
     "unetr": unetr,
     "primus": primus,
+    "dinounet": dinounet,
     "linear": linear,
 }

@@ -107,6 +107,28 @@ def test_every_decoder_resumes(make_trainer, decoder: list[str]):
         assert torch.equal(value, second.network.state_dict()[name]), name
 
 
+def test_deep_supervision_is_nnunets(make_trainer):
+    """The loss is the weighted sum over the outputs, each with the target that nnU-Net's loader makes of its size."""
+    overrides = ["model.model_path=nnunetv2.model.model_dinounet", "model.decoder.features_per_stage=[8,8,16,16]"]
+    options = [*overrides, "model.decoder.rank=8", "train.patch_size=[65,67]"]
+    trainer = make_trainer(*options, "model.decoder.auxiliary_outputs=true", file="any_decoder.yaml")
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    trainer.network.eval()  # the same for every call: no batch norm of the batch, nothing skipped
+    outputs = trainer.network(batch["data"])
+    assert [x.shape[-2:] for x in batch["target"]] == [x.shape[-2:] for x in outputs] and len(outputs) == 3
+    each = [float(trainer.loss.loss(x, target)) for x, target in zip(outputs, batch["target"], strict=True)]
+    expected = (each[0] + each[1] / 2) / 1.5  # nnU-Net leaves the coarsest output out
+    result = trainer.validation_step({**batch, "target": [target.clone() for target in batch["target"]]})
+    assert result["loss"] == pytest.approx(expected, rel=1e-5) and len(result["tp_hard"]) == 2
+    trainer.set_deep_supervision_enabled(False)
+    assert torch.equal(trainer.network(batch["data"]), outputs[0])
+    without = make_trainer(*options, file="any_decoder.yaml", results="without")
+    assert not without.enable_deep_supervision
+    with pytest.raises(ExperimentError, match="unknown key model.decoder.auxiliary_outputs"):
+        make_trainer("model.decoder.auxiliary_outputs=true", file="any_decoder.yaml")
+
+
 def test_what_is_automatic_is_decided_in_the_plans(make_trainer):
     option = "use_batch_norm_in_fusion_residual"
     dpt = ["model.model_path=nnunetv2.model.model_dpt", "model.decoder.fusion_hidden_size=16"]

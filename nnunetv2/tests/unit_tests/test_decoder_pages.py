@@ -40,6 +40,7 @@ WORK = {
     "unetr": "43 %",
     "primus": "2 %",
     "primus_multiscale": "25 %",
+    "dinounet": "30 %",
     "linear": "0.001 %",
 }
 

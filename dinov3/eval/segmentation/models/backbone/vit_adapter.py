@@ -226,7 +226,7 @@ class ViTAdapter(nn.Module):
         grid = grid_of(x)
         c1, *coarser = self.spm(x)
         tokens = torch.cat([c + level for c, level in zip(coarser, self.level_embed, strict=True)], dim=1)
-        points = pixel_centres(shapes, self.level_embed)  # in float32: under autocast the tokens are too coarse
+        points = pixel_centres(shapes, tokens)
         for interaction, layer in zip(self.interactions, layers, strict=True):
             tokens = interaction(tokens, points, layer, grid, shapes)
         flat = tokens.transpose(1, 2).split([h * w for h, w in shapes], dim=-1)
