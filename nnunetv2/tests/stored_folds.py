@@ -48,6 +48,19 @@ FOLDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model": {**BACKBONE, "decoder": {"hidden_size": 16}}, "lora": {"enabled": True, "r": 4}, "train": TRAIN_LORA},
         {},
     ),
+    "dinounet": (
+        "nnUNetTrainer_vit",
+        {
+            "model": {
+                **BACKBONE,
+                "backbone": "timm:test_vit",
+                "model_path": "nnunetv2.model.model_dinounet",
+                "decoder": {"features_per_stage": [8, 8, 16, 16], "rank": 16, "auxiliary_outputs": True},
+            },
+            "train": TRAIN,
+        },
+        {},
+    ),
     "m2f": (
         "nnUNetTrainer_m2f",
         {

@@ -40,6 +40,7 @@ MICROSCOPY = ("train.patch_size=[200,264]",)
 SLICES = ("train.batch_size=4",)
 SMALL_PATCHES = ("train.patch_size=[160,160]", "train.batch_size=2")
 M2F = ("model.hidden_dim=32", "model.num_queries=8", "m2f_train.num_points=256")
+DINO_UNET = ("train.patch_size=null", "model.decoder.features_per_stage=[16,16,32,32]", "model.decoder.rank=32")
 UNCERTAIN = "crossing_or_uncertain"
 SIDE = 640  # four windows instead of thirty
 CROPS, CROP_SIDE = ("train.patch_size=[160,160]", "train.batch_size=1"), 240  # four small windows, for every day
@@ -102,6 +103,7 @@ CASES = [
         side=CROP_SIDE,
         daily=True,
     ),
+    Case("dinounet_test_dinov2", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *DINO_UNET), 3),
     Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*M2F, *SMALL_PATCHES), 2, side=240, daily=True),
     Case("m2f_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F), 3, daily=True),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 4, side=SIDE),

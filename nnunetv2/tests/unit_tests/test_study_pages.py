@@ -43,7 +43,9 @@ def test_the_study_of_recipes_compares_the_modes_and_nothing_else(tmp_path: Path
     configs = {}
     for mode in ("frozen", "lora", "full"):
         experiment = study.experiments[mode]
-        configs[mode] = load_config(ViTnnUNetConfig, experiment.config, [*study.common, *experiment.overrides])
+        configs[mode] = load_config(
+            ViTnnUNetConfig, experiment["config"], [*study.common, *experiment.get("overrides", [])]
+        )
     assert {mode: config.mode for mode, config in configs.items()} == {mode: mode for mode in configs}
     assert configs["frozen"].train == configs["lora"].train == configs["full"].train
     assert configs["frozen"].model.decoder == configs["lora"].model.decoder == configs["full"].model.decoder
