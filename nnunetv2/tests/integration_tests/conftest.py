@@ -66,7 +66,7 @@ LONGEST_FIRST = (
     "test_main_job",
     "test_study",
     "test_m2f_trainer",
-    "test_draw_queries",
+    "test_draw",
 )
 
 

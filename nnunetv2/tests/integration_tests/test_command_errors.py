@@ -389,12 +389,17 @@ def test_plans_of_an_experiment_are_not_derived_from(refused: Refused, trained):
     assert "-p nnUNetPlans_one: these plans belong to an experiment" in message
 
 
-def test_queries_are_drawn_of_mask2former_only(trained, tmp_path: Path):
+def test_queries_are_drawn_only_where_there_are_any(trained, tmp_path: Path):
     folder = next((trained.results / "Dataset900_DemoFundus").glob("nnUNetTrainer_vit__*one__2d"))
     image = sorted((trained.raw / "Dataset900_DemoFundus" / "imagesTr").iterdir())[0]
-    result = trained.attempt("nnUNetv2_m2f_draw", "-m", folder, "-f", 0, "-i", image, "-o", tmp_path / "picture.png")
+    draw = ("nnUNetv2_vit_draw", "-m", folder, "-f", 0, "-i", image, "-o", tmp_path / "picture.png")
+    result = trained.attempt(*draw, "--queries", 8)
     assert result.returncode == 2 and "Traceback" not in result.stderr and not list(tmp_path.iterdir())
-    assert result.stderr.strip().splitlines()[-1].endswith("holds a UperNetSegmentationModel, not a Mask2Former")
+    assert (
+        result.stderr.strip()
+        .splitlines()[-1]
+        .endswith("holds a UperNetSegmentationModel, which has none: leave it out")
+    )
 
 
 # --- as a process of its own ------------------------------------------------------------------------------------------
@@ -411,7 +416,7 @@ def test_queries_are_drawn_of_mask2former_only(trained, tmp_path: Path):
         ("nnUNetv2_train_vit", (ID, "2d", "0", *CONFIG, "model.backbone=timm:resnet18"), "cannot build 'resnet18'"),
         ("nnUNetv2_train_m2f", (ID, "2d", "9", "-device", "cpu", "model.pretrained=false"), "fold '9'"),
         ("nnUNetv2_vit_info", ("none.pth",), "'none.pth'"),
-        ("nnUNetv2_m2f_draw", ("-m", ".", "-f", "0", "-i", "none_0000.png", "-o", "none.png"), "plans.json"),
+        ("nnUNetv2_vit_draw", ("-m", ".", "-f", "0", "-i", "none_0000.png", "-o", "none.png"), "plans.json"),
     ],
 )
 def test_a_process_ends_in_one_sentence(workplace, command: str, arguments: tuple, told: str):

@@ -248,14 +248,14 @@ def check_prediction(case: Case, test: Path, output: Path, results: Path) -> Non
 
 
 def check_drawing(case: Case, real_data: Path, place, model: Path, output: Path) -> None:
-    """Draw the queries of a Mask2Former for a training image and its truth, and in another slice of a volume."""
-    if trainer_of(case) != "nnUNetTrainer_m2f" or case.number not in (102, 113):
+    """Draw what a model makes of a training image and its truth, and of another slice of a volume."""
+    if case.number not in (102, 113):
         return
     folder = place.raw / case.dataset if case.side else real_data / case.images
     label = sorted((folder / case.labels).iterdir())[1]
     ending = "".join(label.suffixes)
     image = folder / "imagesTr" / f"{label.name.removesuffix(ending)}_0000{ending}"
-    draw = ("nnUNetv2_m2f_draw", "-m", model, "-f", 0, "-i", image, "--truth", label)
+    draw = ("nnUNetv2_vit_draw", "-m", model, "-f", 0, "-i", image, "--truth", label)
     place.run(*draw, "-o", output / "middle.png")
     assert (output / "middle.png").stat().st_size > 10_000
     if ending == ".nii.gz":

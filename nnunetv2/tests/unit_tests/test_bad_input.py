@@ -25,7 +25,7 @@ from nnunetv2.experiment.memory import (
 )
 from nnunetv2.experiment.schema import build
 from nnunetv2.run import training_commands
-from nnunetv2.run.draw_queries import run_draw_entry
+from nnunetv2.run.draw_command import run_draw_entry
 from nnunetv2.run.run_training_m2f import run_training_entry as train_m2f
 from nnunetv2.run.run_training_segformer import run_training_entry as train_segformer
 from nnunetv2.run.run_training_vit import run_training_entry as train_vit

@@ -1,5 +1,6 @@
-"""What the command `nnUNetv2_m2f_draw` draws in colour images, and refuses; for others see the real data."""
+"""What the command `nnUNetv2_vit_draw` draws in colour images, and refuses; for others see the real data."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +11,30 @@ import pytest
 import torch
 from PIL import Image
 
-from nnunetv2.run.draw_queries import run_draw_entry
+from nnunetv2.run.draw_command import create_parser, panels, run_draw_entry
 from nnunetv2.run.image_slice import Slice, read_slice
-from nnunetv2.run.query_figure import (
-    GREY,
-    Label,
+from nnunetv2.run.model_views import (
+    Prediction,
     Query,
+    class_names,
     confident_queries,
-    foreground,
+    feature_pictures,
     load_model,
     most_confident,
     predict,
-    tiles,
+)
+from nnunetv2.run.slice_figure import (
+    GREY,
+    Label,
+    confidence_tiles,
+    foreground,
+    query_tiles,
+    segmentation_tiles,
 )
 
-COMMAND, TRAINER = "nnUNetv2_m2f_draw", "nnUNetTrainer_m2f"
+COMMAND, FIRST_NAME, TRAINER = "nnUNetv2_vit_draw", "nnUNetv2_m2f_draw", "nnUNetTrainer_m2f"
+STORED = Path(__file__).parents[1] / "stored_folds"
+STORED_IMAGE = STORED / "image_0000.png"
 Refusal = Callable[..., str]
 
 
@@ -58,13 +68,15 @@ def refusal(model: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_picture_has_a_panel_for_each_query_and_one_for_the_truth(
     trained_m2f, model: Path, image: Path, tmp_path: Path
 ):
-    def width(name: str, *options: object) -> int:
-        trained_m2f.run(COMMAND, "-m", model, "-f", 0, "-i", image, "-o", tmp_path / name, *options)
+    def width(command: str, name: str, *options: object) -> int:
+        options = ("--queries", 1, *options)
+        trained_m2f.run(command, "-m", model, "-f", 0, "-i", image, "-o", tmp_path / name, *options)
         return matplotlib.image.imread(tmp_path / name).shape[1]
 
     truth = image.parents[1] / "labelsTr" / image.name.replace("_0000", "")
-    three, four = width("3.png", "--queries", 1), width("4.png", "--queries", 1, "--truth", truth)
-    assert four == pytest.approx(three * 4 / 3, rel=0.01)
+    three = width(FIRST_NAME, "3.png", "--features", "none")
+    four = width(COMMAND, "4.png", "--features", "none", "--truth", truth)
+    assert four == pytest.approx(three * 4 / 3, rel=0.01) and width(COMMAND, "3.png") == four
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3.png", "4.png"]
 
 
@@ -78,10 +90,56 @@ def test_the_prediction_is_that_of_the_stock_command(trained_m2f, model: Path, i
     sliced = read_slice(predictor, [image], None, None)
     rows, columns = np.nonzero(np.asarray(Image.open(image)).any(-1))  # nnU-Net crops the black border away
     seen = np.asarray(Image.open(file))[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    assert np.array_equal(predict(predictor, sliced.image), seen) and seen.any()
+    prediction = predict(predictor, sliced.image)
+    assert np.array_equal(prediction.labels, seen) and seen.any()
+    assert np.array_equal(prediction.probabilities.argmax(0), seen)
     assert [label.name for label in foreground(predictor)] == ["artery", "vein"]
     queries = confident_queries(predictor, sliced.image, 3)
-    assert len(queries) == 3 and {query.name for query in queries} <= {"background", "artery", "vein"}
+    assert len(queries) == 3 and {query.name for query in queries} <= set(class_names(predictor))
+    assert class_names(predictor) == ["background", "artery", "vein"]
+
+
+def titles(name: str, *options: str) -> list[str]:
+    """What stands above the panels of a stored fold's picture."""
+    line = ["-m", str(STORED / name), "-f", "0", "-i", str(STORED_IMAGE), "-o", "picture.png", *options]
+    predictor = load_model(STORED / name, "0", "checkpoint_final.pth", "cpu")
+    sliced = read_slice(predictor, [STORED_IMAGE], None, None)
+    return [panel.title for panel in panels(create_parser().parse_args(line), predictor, sliced, foreground(predictor))]
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("dpt", (0, 2, 3, 5)), ("dinounet", (0, 2, 3, 5)), ("segformer", (3,))])
+def test_of_a_dense_decoder_the_confidence_is_drawn(name: str, blocks: tuple[int, ...]):
+    image, prediction, confidence, *features = titles(name, "--features", "all" if len(blocks) > 1 else "last")
+    assert (image, prediction) == ("image", "prediction") and re.fullmatch(r"confidence \(mean 0\.\d\d\)", confidence)
+    assert [title.partition(" (")[0] for title in features] == [f"features, block {block}" for block in blocks]
+    assert all(re.search(r"\(\d+% of variance\)", title) for title in features)
+
+
+def test_of_mask_classification_the_queries_are_drawn():
+    told = titles("m2f", "--queries", "2")
+    assert [title.split()[0] for title in told] == ["image", "prediction", "query", "query", "features,"]
+    assert not [title for title in titles("m2f", "--features", "none") if title.startswith("features")]
+
+
+def test_the_features_are_those_of_the_vit_and_always_the_same():
+    predictor = load_model(STORED / "dpt", "0", "checkpoint_final.pth", "cpu")
+    image = read_slice(predictor, [STORED_IMAGE], None, None).image
+    first, second = (list(feature_pictures(predictor, image[:, :70, :90], every_layer=True)) for _ in range(2))
+    assert [view.block for view in first] == predictor.network.feature_indices
+    for view, again in zip(first, second, strict=True):
+        assert view.picture.shape == image[0, :70, :90].shape + (3,) and np.array_equal(view.picture, again.picture)
+        patch = predictor.network.patch_size
+        assert (view.picture[:patch, :patch] == view.picture[0, 0]).all() and len(np.unique(view.picture)) > 9
+
+
+def test_the_confidence_is_the_probability_of_what_is_predicted():
+    probabilities = np.array([[[0.5, 0.1]], [[0.3, 0.8]], [[0.2, 0.1]]], dtype=np.float32)
+    (classes,) = confidence_tiles(Prediction(probabilities.argmax(0), probabilities), [])
+    assert classes.image.tolist() == [[0.5, pytest.approx(0.8)]] and classes.lowest == pytest.approx(1 / 3)
+    assert classes.title == "confidence (mean 0.65)"
+    regions = list(confidence_tiles(Prediction(probabilities.argmax(0), probabilities[:2]), ["organ", "tumour"]))
+    assert [tile.title for tile in regions] == ["confidence, organ (mean 0.70)", "confidence, tumour (mean 0.75)"]
+    assert regions[0].image.ravel().tolist() == pytest.approx([0.5, 0.9]) and regions[0].lowest == 0.5
 
 
 def test_the_surest_queries_come_first():
@@ -97,13 +155,14 @@ def test_panels_show_labels_regions_and_what_is_ignored():
     labels = [Label("vessel", (1, 2), GREY), Label("vein", (2,), GREY), Label("ignore", (3,), GREY)]
     image = np.array([[[1.0, 2.0, 3.0, 5.0]]])
     query = Query(7, "vein", 0.5, np.zeros((1, 1)))
-    panels = list(tiles(Slice("case", image, truth), labels, predicted, [query]))
-    assert [panel.title for panel in panels] == ["image", "truth", "prediction", "query 7: vein 0.50"]
+    panels = list(segmentation_tiles(Slice("case", image, truth), labels, predicted))
+    assert [panel.title for panel in panels] == ["image", "truth", "prediction"]
+    assert [panel.title for panel in query_tiles([query])] == ["query 7: vein 0.50"]
     assert panels[0].image.tolist() == [[0, 0.25, 0.5, 1]]
     shown = {panel.title: [mask[0].astype(int).tolist() for _, mask in panel.masks] for panel in panels[1:3]}
     assert shown["truth"] == [[0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     assert shown["prediction"] == [[1, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
-    assert len(list(tiles(Slice("case", image, None), labels, predicted, []))) == 2
+    assert len(list(segmentation_tiles(Slice("case", image, None), labels, predicted))) == 2
 
 
 def test_wrong_arguments(refusal: Refusal, trained_m2f, tmp_path: Path):
