@@ -1,5 +1,6 @@
 """What the command `nnUNetv2_vit_draw` draws in colour images, and refuses; for others see the real data."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from nnunetv2.run.slice_figure import (
     query_tiles,
     segmentation_tiles,
 )
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 COMMAND, FIRST_NAME, TRAINER = "nnUNetv2_vit_draw", "nnUNetv2_m2f_draw", "nnUNetTrainer_m2f"
 STORED = Path(__file__).parents[1] / "stored_folds"
@@ -99,26 +101,65 @@ def test_the_prediction_is_that_of_the_stock_command(trained_m2f, model: Path, i
     assert class_names(predictor) == ["background", "artery", "vein"]
 
 
-def titles(name: str, *options: str) -> list[str]:
-    """What stands above the panels of a stored fold's picture."""
-    line = ["-m", str(STORED / name), "-f", "0", "-i", str(STORED_IMAGE), "-o", "picture.png", *options]
-    predictor = load_model(STORED / name, "0", "checkpoint_final.pth", "cpu")
+def titles(model: Path, *options: str) -> list[str]:
+    """What stands above the panels of a picture."""
+    line = ["-m", str(model), "-f", "0", "-i", str(STORED_IMAGE), "-o", "picture.png", *options]
+    predictor = load_model(model, "0", "checkpoint_final.pth", "cpu")
     sliced = read_slice(predictor, [STORED_IMAGE], None, None)
     return [panel.title for panel in panels(create_parser().parse_args(line), predictor, sliced, foreground(predictor))]
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("dpt", (0, 2, 3, 5)), ("dinounet", (0, 2, 3, 5)), ("segformer", (3,))])
 def test_of_a_dense_decoder_the_confidence_is_drawn(name: str, blocks: tuple[int, ...]):
-    image, prediction, confidence, *features = titles(name, "--features", "all" if len(blocks) > 1 else "last")
+    image, prediction, confidence, *features = titles(STORED / name, "--features", "all" if len(blocks) > 1 else "last")
     assert (image, prediction) == ("image", "prediction") and re.fullmatch(r"confidence \(mean 0\.\d\d\)", confidence)
     assert [title.partition(" (")[0] for title in features] == [f"features, block {block}" for block in blocks]
     assert all(re.search(r"\(\d+% of variance\)", title) for title in features)
 
 
 def test_of_mask_classification_the_queries_are_drawn():
-    told = titles("m2f", "--queries", "2")
+    told = titles(STORED / "m2f", "--queries", "2")
     assert [title.split()[0] for title in told] == ["image", "prediction", "query", "query", "features,"]
-    assert not [title for title in titles("m2f", "--features", "none") if title.startswith("features")]
+    assert not [title for title in titles(STORED / "m2f", "--features", "none") if title.startswith("features")]
+
+
+@pytest.fixture
+def unet(tmp_path: Path) -> Path:
+    """The folder of a U-Net of nnU-Net's own trainer, untrained."""
+    stages, modules = 3, {"conv_op": "torch.nn.Conv2d", "norm_op": "torch.nn.InstanceNorm2d", "nonlin": "torch.nn.ReLU"}
+    keywords = {"n_stages": stages, "features_per_stage": [4] * stages, "kernel_sizes": [[3, 3]] * stages, **modules}
+    keywords |= {"strides": [[1, 1], [2, 2], [2, 2]], "n_conv_per_stage": 1, "n_conv_per_stage_decoder": 1}
+    network = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    plans = json.loads((STORED / "dpt" / "plans.json").read_text())
+    architecture = {"network_class_name": network, "arch_kwargs": keywords, "_kw_requires_import": list(modules)}
+    plans["configurations"]["2d"]["architecture"] = architecture
+    weights = get_network_from_plans(network, keywords, list(modules), 3, 3).state_dict()
+    folder = tmp_path / "unet"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps(plans))
+    shutil.copy(STORED / "dpt" / "dataset.json", folder)
+    kept = {"trainer_name": "nnUNetTrainer", "init_args": {"configuration": "2d"}}
+    checkpoint = {"network_weights": weights, "inference_allowed_mirroring_axes": [0, 1], **kept}
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+    return folder
+
+
+def test_of_nnunets_own_network_prediction_and_confidence_are_drawn(unet: Path, refusal: Refusal):
+    assert [title.split()[0] for title in titles(unet)] == ["image", "prediction", "confidence"]
+    told = refusal("--features", "all", m=unet, i=STORED_IMAGE)
+    assert "--features: " in told and "holds a PlainConvUNet, which has no ViT: leave it out" in told
+    plans = json.loads((unet / "plans.json").read_text())
+    configuration = plans["configurations"]["2d"]
+    keywords = configuration["architecture"]["arch_kwargs"]
+    configuration["patch_size"] = [8, 64, 64]
+    keywords |= {"conv_op": "torch.nn.Conv3d", "norm_op": "torch.nn.InstanceNorm3d", "kernel_sizes": [[1, 3, 3]] * 3}
+    keywords["strides"] = [[1, 1, 1], [1, 2, 2], [1, 2, 2]]
+    checkpoint = torch.load(unet / "fold_0" / "checkpoint_final.pth")
+    required = configuration["architecture"]["_kw_requires_import"]
+    volumes = get_network_from_plans(configuration["architecture"]["network_class_name"], keywords, required, 3, 3)
+    torch.save({**checkpoint, "network_weights": volumes.state_dict()}, unet / "fold_0" / "checkpoint_final.pth")
+    (unet / "plans.json").write_text(json.dumps(plans))
+    assert "holds a model of patches [8, 64, 64]; slices are drawn of 2D models" in refusal(m=unet, i=STORED_IMAGE)
 
 
 def test_the_features_are_those_of_the_vit_and_always_the_same():
