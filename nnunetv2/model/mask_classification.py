@@ -4,7 +4,7 @@ https://arxiv.org/abs/2107.06278).
 normalise → pad → queries → crop; in evaluation mode dense logits follow
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,7 +36,6 @@ class MaskClassificationModel(ViTSegmentationModel):
     Attributes:
         num_queries: number of queries.
         regions: whether the classes are regions.
-        mask_probabilities: per block with masked attention, the probability that a query's mask applies in training.
 
     Raises:
         ValueError: fewer queries than classes (every class of an image needs one), or see `ViTSegmentationModel`.
@@ -59,7 +58,6 @@ class MaskClassificationModel(ViTSegmentationModel):
         super().__init__(backbone_name, backbone_size, num_classes, *backbone_arguments, **backbone_options)
         self.num_queries = num_queries
         self.regions = regions
-        self.mask_probabilities: list[float] = []
 
     @property
     def padding_multiple(self) -> int:
@@ -68,8 +66,8 @@ class MaskClassificationModel(ViTSegmentationModel):
 
     @property
     def num_masked_blocks(self) -> int:
-        """Number of blocks whose masks can be annealed away in training; 0 if there are none."""
-        return len(self.mask_probabilities)
+        """Number of blocks whose masked attention can be annealed away in training; here none."""
+        return 0
 
     def set_mask_probabilities(self, probabilities: Sequence[float]) -> None:
         """Set how likely the masks of queries apply in training; in evaluation mode none does.
@@ -80,11 +78,18 @@ class MaskClassificationModel(ViTSegmentationModel):
         Raises:
             ValueError: another number of them, or one that is not in [0, 1].
         """
+        self.check_mask_probabilities(probabilities)
+
+    def check_mask_probabilities(self, probabilities: Sequence[float]) -> None:
+        """Check what `set_mask_probabilities` is given.
+
+        Raises:
+            ValueError: see there.
+        """
         if len(probabilities) != self.num_masked_blocks or not all(0 <= p <= 1 for p in probabilities):
             raise ValueError(
                 f"mask probabilities must be {self.num_masked_blocks} numbers in [0, 1], found {list(probabilities)}"
             )
-        self.mask_probabilities = [float(p) for p in probabilities]
 
     def forward(self, x: Tensor) -> Queries | Tensor:
         """Segment images.
@@ -96,8 +101,9 @@ class MaskClassificationModel(ViTSegmentationModel):
             In training mode queries (see `forward_queries`); in evaluation mode logits, (B, num_classes, H, W),
             float32, whose softmax (for regions: sigmoid) gives the probabilities (see `queries_to_logits`).
         """
-        queries = self.forward_queries(x)
-        return queries if self.training else self.dense_logits(queries, x.shape[-2:])
+        if self.training:
+            return self.forward_queries(x)
+        return self.dense_logits(self._at_the_extent_of(x, self.predict_last), x.shape[-2:])
 
     def forward_queries(self, x: Tensor) -> Queries:
         """Return `pred_masks` (B, Q, h, w), `pred_logits` (B, Q, num_classes + 1) and `aux_outputs`, a list of these.
@@ -110,16 +116,23 @@ class MaskClassificationModel(ViTSegmentationModel):
         Raises:
             ValueError: the input has another shape than that.
         """
+        return self._at_the_extent_of(x, self.predict_queries)
+
+    def _at_the_extent_of(self, x: Tensor, predict: Callable[[Tensor], Queries]) -> Queries:
         self.check_input(x)
         with autocast_for(x.device, self.precision):
             normalised = (x - self.input_mean) / self.input_std
             padded = pad_to_multiple(normalised, self.padding_multiple, self.PADDING)
-            queries = self.predict_queries(padded)
+            queries = predict(padded)
         return crop_output(queries, padded.shape[-2:], x.shape[-2:])
 
     def predict_queries(self, x: Tensor) -> Queries:
         """Map normalised images (B, C, H, W), sides multiples of `padding_multiple`, to queries of their extent."""
         raise TypeError(f"{type(self).__name__} has no queries: subclasses define `predict_queries`")
+
+    def predict_last(self, x: Tensor) -> Queries:
+        """Map images as `predict_queries` does, but for the last layer alone, where the others can be left out."""
+        return self.predict_queries(x)
 
     def dense_logits(self, queries: Queries, size: Sequence[int]) -> Tensor:
         """Turn queries into logits (B, num_classes, *size)."""
