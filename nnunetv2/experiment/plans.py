@@ -18,7 +18,10 @@ from nnunetv2.experiment.errors import ExperimentError
 EXPERIMENT_KEY = "vit"
 CONFIG_PATH_KEY = "vit_config_path"  # where it was read from, beside the configurations; for people, nothing reads it
 # Keys that came later, and the value with which experiments of plans without them were trained
-LATER_KEYS = {"auxiliary_losses": True, "num_training_cases": None, "training_groups": None}
+LATER_KEYS = {
+    **{"auxiliary_losses": True, "num_training_cases": None, "training_groups": None},
+    **{"schedule_interval": "epoch", "poly_exponent": 0.9, "backbone_warmup_epochs": None, "mask_annealing": None},
+}
 MAX_DIFFERENCES = 10
 MAX_NAME_LENGTH = 100
 NAME = re.compile(r"[^\W_]([\w.+= -]*[^\W_])?")

@@ -81,7 +81,7 @@ def test_the_packaged_configuration_has_nnunets_own_values():
         )
     )
     keys = set(vars(ViTnnUNetConfig().train)) - set(vars(UNetConfig().train))
-    assert keys == {"layer_decay", "backbone_lr_factor"}
+    assert keys == {"layer_decay", "backbone_lr_factor", "backbone_warmup_epochs"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -24,6 +24,7 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Optimizer = Annotated[str, OneOf("sgd", "adamw")]
 Precision = Annotated[str, OneOf("float32", "float16", "bfloat16")]
 Schedule = Annotated[str, OneOf("poly", "cosine", "onecycle")]
+Interval = Annotated[str, OneOf("epoch", "iteration")]
 Groups = Annotated[  # a text or a mapping: OmegaConf has no such union
     Any,
     rule("the path of a CSV file, or a mapping of cases to groups", lambda value: value is None or are_groups(value)),
@@ -49,8 +50,13 @@ class TrainConfig(Section):
     """SGD's momentum"""
     schedule: Schedule = "poly"
     """learning rate over the epochs; `onecycle` warms up for 30 % of them, or for warmup_epochs"""
-    warmup_epochs: NonNegativeInt = 0
-    """epochs of linear rise; for `onecycle` the length of the rise"""
+    schedule_interval: Interval = "epoch"
+    """the learning rate changes with every `epoch`, as nnU-Net's, or with every `iteration`"""
+    warmup_epochs: NonNegativeFloat = 0
+    """epochs of linear rise, with schedule_interval `iteration` also parts of one; for `onecycle` the length of the
+    rise"""
+    poly_exponent: PositiveFloat = 0.9
+    """power of the schedule `poly`"""
     num_epochs: Optional[PositiveInt] = None
     """epochs (nnU-Net: 1000)"""
     num_iterations_per_epoch: Optional[PositiveInt] = None
@@ -79,11 +85,20 @@ class TrainConfig(Section):
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about combinations of values."""
         if self.warmup_epochs >= (self.num_epochs or 1000):
-            yield f"train.warmup_epochs must be below train.num_epochs, found {self.warmup_epochs}"
+            yield f"train.warmup_epochs must be below train.num_epochs, found {self.warmup_epochs:g}"
+        yield from self._part_problems("warmup_epochs")
         try:
             self.read_training_groups()
         except ExperimentError as error:
             yield f"train.training_groups: {error}"
+
+    def _part_problems(self, name: str) -> Iterator[str]:
+        epochs = getattr(self, name)
+        if self.schedule_interval == "epoch" and epochs is not None and epochs % 1:
+            yield (
+                f"train.{name} must be a whole number where train.schedule_interval is epoch, found {epochs:g}: parts "
+                "of an epoch need train.schedule_interval=iteration"
+            )
 
     def read_training_groups(self) -> dict[str, str] | None:
         """The groups as a mapping; None: there are none.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Optional
 from urllib.error import HTTPError
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from dinov3.configuration.schema import Section, rule
 from dinov3.configuration.yaml_files import find_path
@@ -161,6 +161,25 @@ class BackboneTrainConfig(TrainConfig):
     """learning-rate multiplier per layer, from the last block down; full fine-tuning only"""
     backbone_lr_factor: PositiveFloat = 1.0
     """learning-rate multiplier of the backbone's own weights; full fine-tuning only"""
+    backbone_warmup_epochs: Optional[NonNegativeFloat] = None
+    """two-stage warm-up: the backbone stands still for warmup_epochs, in which the new parts warm up, and then warms up
+    for these epochs; full fine-tuning with `poly` or `cosine` only. null: it warms up with them"""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is impossible about combinations of values."""
+        yield from super().problems()
+        epochs = self.backbone_warmup_epochs
+        if epochs is None:
+            return
+        yield from self._part_problems("backbone_warmup_epochs")
+        if self.schedule == "onecycle":
+            yield f"train.backbone_warmup_epochs is {epochs:g}, but train.schedule is onecycle: use poly or cosine"
+        both, num_epochs = self.warmup_epochs + epochs, self.num_epochs or 1000
+        if self.warmup_epochs < num_epochs <= both:
+            yield (
+                "train.warmup_epochs and train.backbone_warmup_epochs must together be below train.num_epochs "
+                f"({num_epochs}), found {both:g}"
+            )
 
 
 @dataclass
@@ -199,12 +218,13 @@ class ViTnnUNetConfig(ExperimentConfig):
         """Yield what is impossible about combinations of values."""
         yield from self.model.problems()
         yield from super().problems()
-        layer_decay = self.train.layer_decay
-        if layer_decay is not None and self.mode != "full":
-            yield (
-                f"train.layer_decay is {layer_decay}, but no layer of the backbone trains: it needs "
-                "model.freeze_backbone=false and lora.enabled=false"
-            )
+        for name in ("layer_decay", "backbone_warmup_epochs"):
+            value = getattr(self.train, name)
+            if value is not None and self.mode != "full":
+                yield (
+                    f"train.{name} is {value:g}, but no layer of the backbone trains: it needs "
+                    "model.freeze_backbone=false and lora.enabled=false"
+                )
         yield from self._patch_problems()
 
     def _patch_problems(self) -> Iterator[str]:
