@@ -92,10 +92,10 @@ def test_the_backbone_stands_still_and_then_warms_up_and_decays_with_the_others(
 
 def test_a_backbone_that_warms_up_later_has_a_group_of_its_own():
     model = network()
-    decoder, backbone = parameter_groups(model, 0.01, 0.05, backbone_warmup_epochs=0.0)
+    decoder, backbone = parameter_groups(model, 0.01, 0.05, own_warmup=True)
     assert (decoder["lr"], backbone["lr"]) == (0.01, 0.01)
     assert {id(p) for p in backbone["params"]} == {id(p) for p in model.backbone.parameters() if p.requires_grad}
-    decayed = parameter_groups(model, 0.01, 0.05, layer_decay=0.5, backbone_warmup_epochs=1.0)
+    decayed = parameter_groups(model, 0.01, 0.05, layer_decay=0.5, own_warmup=True)
     assert [bool(group.get("is_backbone")) for group in decayed] == [False] + [True] * (len(decayed) - 1)
 
 

@@ -55,6 +55,8 @@ class TrainConfig(Section):
     warmup_epochs: NonNegativeFloat = 0
     """epochs of linear rise, with schedule_interval `iteration` also parts of one; for `onecycle` the length of the
     rise"""
+    warmup_fraction: Optional[BelowOne] = None
+    """instead of warmup_epochs, the rise as a fraction of the training; with schedule_interval `iteration` only"""
     poly_exponent: PositiveFloat = 0.9
     """power of the schedule `poly`"""
     num_epochs: Optional[PositiveInt] = None
@@ -84,21 +86,34 @@ class TrainConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about combinations of values."""
-        if self.warmup_epochs >= (self.num_epochs or 1000):
+        num_epochs = self.num_epochs or 1000
+        if self.warmup(num_epochs) >= num_epochs:
             yield f"train.warmup_epochs must be below train.num_epochs, found {self.warmup_epochs:g}"
-        yield from self._part_problems("warmup_epochs")
+        yield from self._length_problems("warmup")
         try:
             self.read_training_groups()
         except ExperimentError as error:
             yield f"train.training_groups: {error}"
 
-    def _part_problems(self, name: str) -> Iterator[str]:
-        epochs = getattr(self, name)
-        if self.schedule_interval == "epoch" and epochs is not None and epochs % 1:
+    def _length_problems(self, name: str) -> Iterator[str]:
+        """Yield what is impossible about a length that is given in epochs or as a fraction of the training."""
+        epochs, fraction = getattr(self, f"{name}_epochs"), getattr(self, f"{name}_fraction")
+        if epochs and fraction is not None:
             yield (
-                f"train.{name} must be a whole number where train.schedule_interval is epoch, found {epochs:g}: parts "
-                "of an epoch need train.schedule_interval=iteration"
+                f"train.{name}_epochs is {epochs:g}, train.{name}_fraction {fraction:g}: they stand for the same; set "
+                f"one of them, and train.{name}_fraction=null to take back that of a base"
             )
+        elif self.schedule_interval == "epoch" and (fraction is not None or (epochs or 0) % 1):
+            given = f"{name}_fraction={fraction:g}" if epochs in (None, 0) else f"{name}_epochs={epochs:g}"
+            yield f"train.{given} needs train.schedule_interval=iteration: learning rates change with the epoch only"
+
+    def warmup(self, num_epochs: int) -> float:
+        """Length of the warm-up of a training of so many epochs, in epochs."""
+        return self.warmup_epochs if self.warmup_fraction is None else self.warmup_fraction * num_epochs
+
+    def backbone_warmup(self, num_epochs: int) -> float | None:
+        """Length of the backbone's own warm-up, in epochs; None: it has none."""
+        return None
 
     def read_training_groups(self) -> dict[str, str] | None:
         """The groups as a mapping; None: there are none.
@@ -119,6 +134,15 @@ class ExperimentConfig(Section):
     CLIP_KEY: ClassVar[str] = "train.gradient_clip"
     PRECISION_KEY: ClassVar[str] = "train.precision"
     model: Any = None  # None: the network is that of the plans derived from
+
+    @classmethod
+    def schema_for(cls, values: dict[str, Any]) -> type:
+        """The schema of a configuration, of which nothing is checked yet: this one.
+
+        Args:
+            values: nested dictionary.
+        """
+        return cls
 
     def stored(self) -> Any:
         """The configuration as it goes into the plans: this one."""

@@ -123,11 +123,15 @@ class ExperimentTrainer(nnUNetTrainer):
             train.schedule_interval,
             self.num_epochs,
             self.num_iterations_per_epoch,
-            train.warmup_epochs,
-            getattr(train, "backbone_warmup_epochs", None),  # a U-Net has no backbone
+            train.warmup(self.num_epochs),
+            self._backbone_warmup(),
             train.poly_exponent,
         )
         return optimizer, schedule
+
+    def _backbone_warmup(self) -> float | None:
+        """Length of the backbone's own warm-up, in epochs; None: it has none."""
+        return self.config.train.backbone_warmup(self.num_epochs)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.plain_network, self.initial_lr, self.weight_decay)

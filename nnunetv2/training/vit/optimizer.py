@@ -15,7 +15,7 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float | None = None,
     backbone_lr_factor: float = 1.0,
-    backbone_warmup_epochs: float | None = None,
+    own_warmup: bool = False,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of a network into groups, the decoder's first.
 
@@ -27,13 +27,13 @@ def parameter_groups(
         layer_decay: learning-rate multiplier from a layer to the one before it: the decoder's is `initial_lr`, that
             of the last block that trains `layer_decay * initial_lr`, and so on down to the embeddings; None: none.
         backbone_lr_factor: learning-rate multiplier of the whole backbone.
-        backbone_warmup_epochs: warm-up of the backbone, where it has one of its own (see `backbone_factor`).
+        own_warmup: whether the backbone has a warm-up of its own, and so needs groups of its own.
 
     Returns:
         Groups with `params`, `weight_decay`, `lr` and `initial_lr`; those of a backbone that has groups of its own have
         `is_backbone` too.
     """
-    if layer_decay is None and backbone_lr_factor == 1 and backbone_warmup_epochs is None:
+    if layer_decay is None and backbone_lr_factor == 1 and not own_warmup:
         groups = [{"params": [p for p in network.parameters() if p.requires_grad], "weight_decay": weight_decay}]
     else:
         in_backbone = {id(p) for p in network.backbone.parameters()}

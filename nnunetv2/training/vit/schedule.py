@@ -108,11 +108,21 @@ class EpochSchedule:
         self.of_backbone = of_backbone or factor
         self.step(0)
 
-    def step(self, epoch: int) -> None:
+    def step(self, epoch: int, iteration: int = 0) -> None:
         """Set the learning rates of an epoch (0-based)."""
-        for group in self.optimizer.param_groups:
-            factor = self.of_backbone if group.get("is_backbone") else self.factor
-            group["lr"] = group["initial_lr"] * factor(epoch)
+        for group, rate in zip(self.optimizer.param_groups, self.rates(epoch, iteration), strict=True):
+            group["lr"] = rate
+
+    def rates(self, epoch: int, iteration: int = 0) -> list[float]:
+        """The learning rate of every parameter group in an iteration of an epoch (both 0-based)."""
+        step = self._steps_before(epoch, iteration)
+        return [
+            group["initial_lr"] * (self.of_backbone if group.get("is_backbone") else self.factor)(step)
+            for group in self.optimizer.param_groups
+        ]
+
+    def _steps_before(self, epoch: int, _iteration: int) -> int:
+        return epoch
 
 
 class IterationSchedule(EpochSchedule):
@@ -135,9 +145,8 @@ class IterationSchedule(EpochSchedule):
         self.iterations_per_epoch = iterations_per_epoch
         super().__init__(optimizer, factor, of_backbone)
 
-    def step(self, epoch: int, iteration: int = 0) -> None:
-        """Set the learning rates of an iteration (0-based, within its epoch)."""
-        super().step(epoch * self.iterations_per_epoch + iteration)
+    def _steps_before(self, epoch: int, iteration: int) -> int:
+        return epoch * self.iterations_per_epoch + iteration
 
 
 def create_schedule(
