@@ -1,4 +1,4 @@
-"""The main job on synthetic images: data set → plan and preprocess → study of two decoders → predict → evaluate.
+"""The main job on synthetic images: plan and preprocess → study of two decoders → predict → evaluate → report.
 
 Every step but the fingerprint is a command of nnU-Net or of this project, run as a user would run it; the output goes
 to demo/output.
@@ -85,12 +85,12 @@ def main() -> None:
         "nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "--verify_dataset_integrity", "-npfp", 2, "-np", 2
     )
     execute("nnUNetv2_vit_study", "run", STUDY)
-    execute("nnUNetv2_vit_study", "report", STUDY, "-o", page.parent)
     # one process each reads and writes: six images are not worth the start of more
     few = ("-device", "cpu", "-npp", 1, "-nps", 1)
     execute("nnUNetv2_predict", "-i", dataset / "imagesTs", "-o", predictions, *trained, *few)
     files = ("-djfile", predictions / "dataset.json", "-pfile", predictions / "plans.json")
     execute("nnUNetv2_evaluate_folder", truth, predictions, *files)
+    execute("nnUNetv2_vit_study", "report", STUDY, "-o", page.parent, "--test", dataset / "imagesTs", truth)
     cases = sorted(path.stem for path in truth.glob("*.png"))
     picture = OUTPUT / "demo.png"
     draw_cases(cases[:SHOWN_CASES], dataset / "imagesTs", truth, predictions, picture)
