@@ -128,8 +128,8 @@ def write_figure(panels: list[Tile], labels: list[Label], title: str, path: Path
     Raises:
         ExperimentError: it cannot be written.
     """
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // COLUMNS)
+    columns = -(-len(panels) // rows)  # so that the last row is about as long as the others
     height, width = (PANEL_SIDE * side / max(panels[0].image.shape[:2]) for side in panels[0].image.shape[:2])
     size = (max(width, NARROWEST) * columns, (height + 0.35) * rows + 0.9)  # with titles and legend
     figure = Figure(figsize=size, layout="constrained")

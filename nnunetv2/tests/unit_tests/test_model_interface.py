@@ -77,7 +77,7 @@ def test_signatures_tell_the_published_order(called):
     parameters = inspect.signature(called).parameters
     assert list(parameters)[:3] == PUBLISHED_ORDER
     assert [parameters[name].default for name in PUBLISHED_ORDER] == ["dinov3", "large", 1]
-    assert len(CLASSES) == 10
+    assert len(CLASSES) == 11
 
 
 def test_the_backbones_options_keep_the_published_order():
