@@ -16,7 +16,7 @@ import pytest
 from slurm_cluster import slurm_cluster, why_not
 
 from dinov3.weights.reading import read_checkpoint
-from nnunetv2.study.progress import training_logs
+from nnunetv2.study.training_log import training_logs
 
 pytestmark = pytest.mark.xdist_group("study")  # what the single commands give is trained once
 COMMAND = "nnUNetv2_vit_study"
