@@ -42,9 +42,11 @@ FORMS = {
     "primus": Form("primus"),
     "primus multiscale": Form("primus_multiscale"),
 }
-MASK2FORMER_FORMS = {
+MASK_CLASSIFICATION_FORMS = {
     "mask2former": Form("m2f"),
     "mask2former 2048": Form("m2f", ("model.hidden_dim=2048",)),
+    "eomt": Form("eomt"),
+    "pmt": Form("pmt"),
 }
 
 # Random weights, all of them trained.
