@@ -26,10 +26,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 CPU = torch.device("cpu")
 NETWORKS = ("m2f", "eomt", "pmt")
-# Tests that take what a fixture has trained, in the worker of the fixture
-of_trained_networks = pytest.mark.parametrize(
-    "network", [pytest.param(network, marks=pytest.mark.xdist_group(f"trained_{network}")) for network in NETWORKS]
-)
+# In the worker of the fixture that trains what a test takes
+IN_WORKER = {network: pytest.mark.xdist_group(f"trained_{network}") for network in NETWORKS}
 
 
 # --- targets, predictions, configuration ------------------------------------------------------------------------------
@@ -378,7 +376,14 @@ def test_the_backbone_learns_slower_where_it_trains(make_trainer):
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
-@of_trained_networks
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param("m2f", marks=IN_WORKER["m2f"]),
+        pytest.param("eomt", marks=IN_WORKER["eomt"]),
+        pytest.param("pmt", marks=[IN_WORKER["pmt"], pytest.mark.nightly]),  # a minute of the same code
+    ],
+)
 def test_commands_from_training_to_import(network: str, request: pytest.FixtureRequest, tmp_path: Path):
     place, name = request.getfixturevalue(f"trained_{network}"), f"{network}_tiny"
     fold = place.results / "Dataset900_DemoFundus" / f"nnUNetTrainer_m2f__nnUNetPlans_{name}__2d" / "fold_0"
