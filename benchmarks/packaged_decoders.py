@@ -90,7 +90,9 @@ def build_network(
 
 def create_loss(config: Config, num_classes: int) -> Callable[[Any, Tensor], Tensor]:
     """The loss of a configuration's trainer, of what the network returns in training and of labels (B, 1, H, W)."""
-    return create_mask_loss(config, num_classes) if hasattr(config, "m2f_train") else create_dense_loss()
+    if isinstance(config, MaskClassificationConfig):
+        return create_mask_loss(config, num_classes)
+    return create_dense_loss()
 
 
 def create_mask_loss(config: MaskClassificationConfig, num_classes: int) -> MaskLoss:
