@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 
@@ -38,13 +39,37 @@ def get_vit_features(
         return_prefix_tokens=return_prefix_tokens,
         output_fmt=output_fmt,
     )
-    if not norm or not isinstance(model.norm, nn.Identity):
+    if not norm or final_norm(model) is model.norm:
         return outputs
-    # ViTs that average over the patches have their final norm behind the average, where timm does not apply it here
+    # where timm does not apply it here
     channels = 1 if output_fmt == "NCHW" else -1
     if return_prefix_tokens:
         return [(_norm(model.fc_norm, patches, channels), model.fc_norm(prefix)) for patches, prefix in outputs]
     return [_norm(model.fc_norm, patches, channels) for patches in outputs]
+
+
+def get_vit_tokens(model: nn.Module, x: Tensor, indices: Sequence[int], *, norm: bool = True) -> list[Tensor]:
+    """Run a ViT up to the deepest of some blocks and return all tokens that they put out.
+
+    Args:
+        model: a plain ViT of timm.
+        x: images, (B, C, H, W), H and W multiples of the patch size.
+        indices: 0-based indices of blocks, ascending.
+        norm: apply the final norm to every output.
+
+    Returns:
+        Per block (B, prefix + H / patch · W / patch, embed_dim): class and register tokens, where there are any, then
+        patches.
+    """
+    if not model.num_prefix_tokens:
+        return get_vit_features(model, x, indices, norm=norm, output_fmt="NLC")
+    pairs = get_vit_features(model, x, indices, return_prefix_tokens=True, norm=norm, output_fmt="NLC")
+    return [torch.cat([prefix, patches], dim=1) for patches, prefix in pairs]
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """The final norm of a ViT: ViTs that average over the patches have it behind the average."""
+    return model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
 
 
 def _norm(norm: nn.Module, x: Tensor, channels: int) -> Tensor:
