@@ -95,7 +95,7 @@ stands at the root. What is not in this table is as above; without `--config` or
 UNET = """## The schema of `nnUNetTrainer_unet`
 
 A configuration of the [U-Net](unet.md) has no section `model` or `lora`: the network is that of nnU-Net's plans.
-`train` is as above, without `layer_decay` and `backbone_lr_factor`.
+`train` is as above, without the keys of the backbone.
 
 """
 

@@ -16,7 +16,11 @@ from dinov3.configuration.schema import check, describe, plain, refuse
 from dinov3.errors import in_one_line
 from nnunetv2.experiment.errors import ExperimentError, not_to_be_built
 
-MASK2FORMER = "nnunetv2.model.model_m2f"  # returns queries, and so has a trainer and a schema of its own
+MASK2FORMER = "nnunetv2.model.model_m2f"  # its options are no keys of `model.decoder`, but of `model` itself
+EOMT = "nnunetv2.model.model_eomt"
+PMT = "nnunetv2.model.model_pmt"
+# Networks that return queries, and so have a trainer and a schema of their own: module to packaged configuration
+MASK_CLASSIFICATION = {MASK2FORMER: "m2f", EOMT: "eomt", PMT: "pmt"}
 FACTORY = "create_segmentation_model"
 # What a module may have beside its factory, `(options, batch_size, regions) → options`, to decide on what is automatic.
 RESOLVER = "resolve_options"

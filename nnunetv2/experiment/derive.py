@@ -10,6 +10,7 @@ from torch import nn
 from dinov3.hub.families import TIMM_PREFIX, Statistics, get_family
 from nnunetv2.experiment.decoder_options import FACTORY, decoder_keywords
 from nnunetv2.experiment.errors import ExperimentError, not_to_be_built
+from nnunetv2.experiment.mask_annealing import resolve_annealing
 from nnunetv2.experiment.memory import Machine, check_memory
 from nnunetv2.experiment.plans import (
     CONFIG_PATH_KEY,
@@ -79,11 +80,13 @@ def derive_plans(
     num_classes = count_classes(derived, dataset_json)
     for key, values in derived["configurations"].items():
         network = build_on_meta(values, num_classes)
+        _check_trainer(network, config)
         if machine is not None and key == configuration:
             check_memory(values, network, num_classes, machine)
         _check_forward_pass(values, network, num_classes)
         if config.model is not None:
             values["architecture"]["arch_kwargs"]["out_layers"] = _feature_layers(network)
+            resolve_annealing(values[EXPERIMENT_KEY], network)
     return derived
 
 
@@ -207,6 +210,21 @@ def build_on_meta(configuration: dict[str, Any], num_classes: int) -> nn.Module:
             ).to("meta")
     except Exception as error:  # a user's own decoder can raise anything
         raise not_to_be_built(error) from error
+
+
+def _check_trainer(network: nn.Module, config: Any) -> None:
+    """Check that a trainer of ours trains what the network returns in training; it shows only now for a user's own.
+
+    Raises:
+        ExperimentError: it is queries for the loss of dense logits, or the other way round.
+    """
+    returned, trained = hasattr(network, "forward_queries"), hasattr(config, "m2f_train")
+    if returned != trained and config.trainer in config.TRAINERS:
+        kinds = {True: "queries", False: "dense logits"}
+        raise ExperimentError(
+            f"model.model_path: the network of {config.model.model_path} returns {kinds[returned]} in training, "
+            f"{config.trainer} trains {kinds[trained]}; set trainer to nnUNetTrainer_{'m2f' if returned else 'vit'}"
+        )
 
 
 def _check_forward_pass(configuration: dict[str, Any], network: nn.Module, num_classes: int) -> None:

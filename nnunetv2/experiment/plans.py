@@ -18,7 +18,11 @@ from nnunetv2.experiment.errors import ExperimentError
 EXPERIMENT_KEY = "vit"
 CONFIG_PATH_KEY = "vit_config_path"  # where it was read from, beside the configurations; for people, nothing reads it
 # Keys that came later, and the value with which experiments of plans without them were trained
-LATER_KEYS = {"auxiliary_losses": True, "num_training_cases": None, "training_groups": None}
+LATER_KEYS = {
+    **{"auxiliary_losses": True, "num_training_cases": None, "training_groups": None},
+    **{"schedule_interval": "epoch", "poly_exponent": 0.9, "warmup_fraction": None},
+    **{"backbone_warmup_epochs": None, "backbone_warmup_fraction": None},
+}
 MAX_DIFFERENCES = 10
 MAX_NAME_LENGTH = 100
 NAME = re.compile(r"[^\W_]([\w.+= -]*[^\W_])?")
@@ -118,13 +122,15 @@ def restore(schema: type[Schema], derived: dict[str, Any]) -> Schema:
     """Make the configuration object of an experiment again; files that it was derived from may be gone.
 
     Args:
-        schema: the dataclass of the configuration, in the form that goes into plans.
+        schema: the dataclass of the configuration, in the form that goes into plans, or one that names another for
+            these plans (`schema_for`).
         derived: a configuration of derived plans.
 
     Raises:
         ExperimentError: the plans were changed by hand, to what no configuration can be.
     """
     values = derived[EXPERIMENT_KEY]
+    schema = schema.schema_for(values)
     if schema().model is not None:
         keywords = derived["architecture"]["arch_kwargs"]
         options = {key: value for key, value in keywords.items() if key not in backbone_keywords()}
@@ -146,8 +152,10 @@ def differences_from(
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # loads torch
 
-    derived = resolve(plans, configuration)
-    yield from differences_between(derived[EXPERIMENT_KEY], as_stored(config))
+    derived, asked = resolve(plans, configuration), as_stored(config)
+    if asked["train"].get("mask_annealing", "none") is None:  # the schedule that was decided on when they were derived
+        asked["train"]["mask_annealing"] = derived[EXPERIMENT_KEY]["train"].get("mask_annealing")
+    yield from differences_between(derived[EXPERIMENT_KEY], asked)
     if config.model is None:
         return
     regions = PlansManager(plans).get_label_manager(dataset_json).has_regions

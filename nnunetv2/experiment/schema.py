@@ -22,8 +22,9 @@ def build(schema: type, values: dict[str, Any], source: str) -> Any:
     """Make a configuration object of the values, after checking all of them.
 
     Args:
-        schema: the dataclass of the configuration. Its method `stored()` gives the configuration that goes into the
-            plans, whose method `problems()` may yield further messages.
+        schema: the dataclass of the configuration, or one that names another for these values (`schema_for`). Its
+            method `stored()` gives the configuration that goes into the plans, whose method `problems()` may yield
+            further messages.
         values: nested dictionary.
         source: what to call the configuration in the message.
 
@@ -33,7 +34,7 @@ def build(schema: type, values: dict[str, Any], source: str) -> Any:
     Raises:
         ExperimentError: names every unknown key, wrong type and impossible value, one in a line.
     """
-    return schemas.build(schema, values, source, lambda config: config.stored())
+    return schemas.build(schema.schema_for(values), values, source, lambda config: config.stored())
 
 
 def load_config(schema: type, name_or_path: str, overrides: Sequence[str] = ()) -> Any:

@@ -262,6 +262,15 @@ def test_overrides_and_own_files(tmp_path: Path):
         ("train.betas=[0.9,1]", "train.betas[1]: Input should be less than 1, found 1"),
         ("train.layer_decay=0.8", "no layer of the backbone trains"),
         ("train.warmup_epochs=1000", "train.warmup_epochs must be below train.num_epochs"),
+        (
+            "train.schedule_interval=step",
+            "train.schedule_interval: Input should be 'epoch' or 'iteration', found 'step'",
+        ),
+        ("train.warmup_epochs=1.5", "train.warmup_epochs=1.5 needs train.schedule_interval=iteration"),
+        ("train.warmup_fraction=0.1", "train.warmup_fraction=0.1 needs train.schedule_interval=iteration"),
+        ("train.warmup_fraction=1", "train.warmup_fraction: Input should be less than 1, found 1"),
+        ("train.warmup_epochs=-1", "train.warmup_epochs: Input should be greater than or equal to 0, found -1"),
+        ("train.poly_exponent=0", "train.poly_exponent: Input should be greater than 0, found 0"),
         ("train.num_epochs", "override 'train.num_epochs' is not of the form key=value"),
         ("=3", "override '=3' is not of the form key=value"),
     ],
@@ -269,6 +278,48 @@ def test_overrides_and_own_files(tmp_path: Path):
 def test_what_is_wrong_is_told_with_the_value_and_what_is_allowed(override: str, told: str):
     message = refusal(override)
     assert told in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.warmup_epochs=200", "train.backbone_warmup_epochs=800"], "below train.num_epochs (1000), found 1000"),
+        (["train.backbone_warmup_epochs=0.5"], "train.backbone_warmup_epochs=0.5 needs train.schedule_interval=iter"),
+        (
+            ["train.backbone_warmup_epochs=3", "train.schedule=onecycle"],
+            "train.schedule is onecycle, which has no two-",
+        ),
+        (
+            ["train.warmup_epochs=3", "train.warmup_fraction=0.1", "train.schedule_interval=iteration"],
+            "train.warmup_epochs is 3, train.warmup_fraction 0.1: they stand for the same",
+        ),
+        (
+            ["train.warmup_fraction=0.5", "train.backbone_warmup_fraction=0.5", "train.schedule_interval=iteration"],
+            "below train.num_epochs (1000), found 1000",
+        ),
+    ],
+)
+def test_what_is_wrong_about_a_warmup_is_told(overrides: list[str], told: str):
+    overrides = ["model.freeze_backbone=false", *overrides]
+    message = refusal(*overrides)
+    assert told in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"warmup_epochs": 0.5, "schedule_interval": "iteration"},
+        {"warmup_epochs": 200, "backbone_warmup_epochs": 300, "poly_exponent": 2},
+        {"warmup_fraction": 0.1, "backbone_warmup_fraction": 0.15, "schedule_interval": "iteration"},
+    ],
+)
+def test_warmups_are_read(train: dict):
+    options = {f"train__{key}": value for key, value in train.items()}
+    found = load(model__freeze_backbone="false", **options).train
+    assert values_of(found, train) == train
+    fractions = "warmup_fraction" in train
+    assert found.warmup(50) == (5 if fractions else train["warmup_epochs"])
+    assert found.backbone_warmup(50) == (7.5 if fractions else train.get("backbone_warmup_epochs"))
 
 
 def test_all_problems_are_told_at_once_one_in_a_line():

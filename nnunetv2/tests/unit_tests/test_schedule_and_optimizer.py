@@ -6,7 +6,7 @@ import torch
 from nnunetv2.model.model_upernet import create_segmentation_model
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.vit.schedule import EpochSchedule, schedule_factor
+from nnunetv2.training.vit.schedule import EpochSchedule, IterationSchedule, create_schedule, schedule_factor
 
 EPOCHS = 20
 
@@ -28,7 +28,7 @@ def test_decay_starts_at_one_and_follows_its_formula(name: str, middle: float):
 
 @pytest.mark.parametrize("name", ["poly", "cosine"])
 def test_warmup_rises_linearly_to_one(name: str):
-    factors = [schedule_factor(name, epoch, EPOCHS, warmup_epochs=4) for epoch in range(EPOCHS)]
+    factors = [schedule_factor(name, epoch, EPOCHS, warmup_steps=4) for epoch in range(EPOCHS)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[4:] == sorted(factors[4:], reverse=True) and min(factors) > 0
 
@@ -43,6 +43,60 @@ def test_one_cycle_rises_and_falls(warmup: int, peak: int):
 @pytest.mark.parametrize("name", ["poly", "cosine", "onecycle"])
 def test_one_epoch_is_enough(name: str):
     assert 0 < schedule_factor(name, 0, 1) <= 1
+
+
+def test_the_power_of_poly_is_a_choice():
+    factors = [schedule_factor("poly", step, EPOCHS, 4, poly_exponent=2.0) for step in range(EPOCHS)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and factors[12] == pytest.approx(0.25)
+
+
+# --- of iterations, and of a backbone that warms up later -----------------------------------------------------------
+
+
+def rates(interval: str, warmup: float, backbone_warmup: float | None, name: str = "poly") -> list[tuple[float, float]]:
+    """Learning rates of decoder and backbone in the 40 iterations of a training of 10 epochs."""
+    groups = [{"initial_lr": 1.0}, {"initial_lr": 0.1, "is_backbone": True}]
+    optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.zeros(1))], **group} for group in groups])
+    schedule = create_schedule(optimizer, name, interval, 10, 4, warmup, backbone_warmup, 0.9)
+    found = []
+    for epoch in range(10):
+        schedule.step(epoch)
+        for iteration in range(4):
+            if isinstance(schedule, IterationSchedule):
+                schedule.step(epoch, iteration)
+            found.append(tuple(group["lr"] for group in optimizer.param_groups))
+    return found
+
+
+def test_learning_rates_change_with_every_iteration_where_that_is_asked_for():
+    found = [decoder for decoder, _ in rates("iteration", 1.5, None)]
+    assert found[:7] == pytest.approx([1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, 6 / 7, 1])
+    assert found[6:] == pytest.approx([(1 - step / 34) ** 0.9 for step in range(34)])
+    by_epoch = [decoder for decoder, _ in rates("epoch", 1, None)]
+    assert by_epoch == [schedule_factor("poly", step // 4, 10, 1) for step in range(40)]  # to the last bit
+
+
+@pytest.mark.parametrize("name", ["poly", "cosine"])
+@pytest.mark.parametrize("interval", ["epoch", "iteration"])
+def test_the_backbone_stands_still_and_then_warms_up_and_decays_with_the_others(name: str, interval: str):
+    found = rates(interval, 2, 3, name)
+    decoder, backbone = zip(*found, strict=True)
+    assert decoder == tuple(rate for rate, _ in rates(interval, 2, None, name))  # as if there were no backbone
+    assert set(backbone[:8]) == {0.0} and min(backbone[8:]) > 0
+    assert backbone[8:21] == tuple(sorted(backbone[8:21])) and backbone[20] == pytest.approx(0.1)
+    assert backbone[20:] == tuple(sorted(backbone[20:], reverse=True))
+    per_epoch = 4 if interval == "iteration" else 1
+    own = [0.1 * schedule_factor(name, (s - 8) * per_epoch // 4, 8 * per_epoch, 3 * per_epoch) for s in range(8, 40)]
+    assert backbone[8:] == pytest.approx(own)
+
+
+def test_a_backbone_that_warms_up_later_has_a_group_of_its_own():
+    model = network()
+    decoder, backbone = parameter_groups(model, 0.01, 0.05, own_warmup=True)
+    assert (decoder["lr"], backbone["lr"]) == (0.01, 0.01)
+    assert {id(p) for p in backbone["params"]} == {id(p) for p in model.backbone.parameters() if p.requires_grad}
+    decayed = parameter_groups(model, 0.01, 0.05, layer_decay=0.5, own_warmup=True)
+    assert [bool(group.get("is_backbone")) for group in decayed] == [False] + [True] * (len(decayed) - 1)
 
 
 def network() -> torch.nn.Module:

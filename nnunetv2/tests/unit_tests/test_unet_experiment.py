@@ -81,7 +81,8 @@ def test_the_packaged_configuration_has_nnunets_own_values():
         )
     )
     keys = set(vars(ViTnnUNetConfig().train)) - set(vars(UNetConfig().train))
-    assert keys == {"layer_decay", "backbone_lr_factor"}
+    of_warmup = {"backbone_warmup_epochs", "backbone_warmup_fraction"}
+    assert keys == {"layer_decay", "backbone_lr_factor", *of_warmup}
 
 
 @pytest.mark.parametrize("kind", KINDS)

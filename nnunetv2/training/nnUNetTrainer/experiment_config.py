@@ -24,6 +24,7 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Optimizer = Annotated[str, OneOf("sgd", "adamw")]
 Precision = Annotated[str, OneOf("float32", "float16", "bfloat16")]
 Schedule = Annotated[str, OneOf("poly", "cosine", "onecycle")]
+Interval = Annotated[str, OneOf("epoch", "iteration")]
 Groups = Annotated[  # a text or a mapping: OmegaConf has no such union
     Any,
     rule("the path of a CSV file, or a mapping of cases to groups", lambda value: value is None or are_groups(value)),
@@ -49,8 +50,15 @@ class TrainConfig(Section):
     """SGD's momentum"""
     schedule: Schedule = "poly"
     """learning rate over the epochs; `onecycle` warms up for 30 % of them, or for warmup_epochs"""
-    warmup_epochs: NonNegativeInt = 0
-    """epochs of linear rise; for `onecycle` the length of the rise"""
+    schedule_interval: Interval = "epoch"
+    """the learning rate changes with every `epoch`, as nnU-Net's, or with every `iteration`"""
+    warmup_epochs: NonNegativeFloat = 0
+    """epochs of linear rise, with schedule_interval `iteration` also parts of one; for `onecycle` the length of the
+    rise"""
+    warmup_fraction: Optional[BelowOne] = None
+    """instead of warmup_epochs, the rise as a fraction of the training; with schedule_interval `iteration` only"""
+    poly_exponent: PositiveFloat = 0.9
+    """power of the schedule `poly`"""
     num_epochs: Optional[PositiveInt] = None
     """epochs (nnU-Net: 1000)"""
     num_iterations_per_epoch: Optional[PositiveInt] = None
@@ -78,12 +86,34 @@ class TrainConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about combinations of values."""
-        if self.warmup_epochs >= (self.num_epochs or 1000):
-            yield f"train.warmup_epochs must be below train.num_epochs, found {self.warmup_epochs}"
+        num_epochs = self.num_epochs or 1000
+        if self.warmup(num_epochs) >= num_epochs:
+            yield f"train.warmup_epochs must be below train.num_epochs, found {self.warmup_epochs:g}"
+        yield from self._length_problems("warmup")
         try:
             self.read_training_groups()
         except ExperimentError as error:
             yield f"train.training_groups: {error}"
+
+    def _length_problems(self, name: str) -> Iterator[str]:
+        """Yield what is impossible about a length that is given in epochs or as a fraction of the training."""
+        epochs, fraction = getattr(self, f"{name}_epochs"), getattr(self, f"{name}_fraction")
+        if epochs and fraction is not None:
+            yield (
+                f"train.{name}_epochs is {epochs:g}, train.{name}_fraction {fraction:g}: they stand for the same; set "
+                f"one of them, and train.{name}_fraction=null to take back that of a base"
+            )
+        elif self.schedule_interval == "epoch" and (fraction is not None or (epochs or 0) % 1):
+            given = f"{name}_fraction={fraction:g}" if epochs in (None, 0) else f"{name}_epochs={epochs:g}"
+            yield f"train.{given} needs train.schedule_interval=iteration: learning rates change with the epoch only"
+
+    def warmup(self, num_epochs: int) -> float:
+        """Length of the warm-up of a training of so many epochs, in epochs."""
+        return self.warmup_epochs if self.warmup_fraction is None else self.warmup_fraction * num_epochs
+
+    def backbone_warmup(self, num_epochs: int) -> float | None:
+        """Length of the backbone's own warm-up, in epochs; None: it has none."""
+        return None
 
     def read_training_groups(self) -> dict[str, str] | None:
         """The groups as a mapping; None: there are none.
@@ -104,6 +134,15 @@ class ExperimentConfig(Section):
     CLIP_KEY: ClassVar[str] = "train.gradient_clip"
     PRECISION_KEY: ClassVar[str] = "train.precision"
     model: Any = None  # None: the network is that of the plans derived from
+
+    @classmethod
+    def schema_for(cls, values: dict[str, Any]) -> type:
+        """The schema of a configuration, of which nothing is checked yet: this one.
+
+        Args:
+            values: nested dictionary.
+        """
+        return cls
 
     def stored(self) -> Any:
         """The configuration as it goes into the plans: this one."""

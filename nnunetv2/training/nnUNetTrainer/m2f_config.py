@@ -1,4 +1,7 @@
-"""The configuration of a Mask2Former experiment: what stands in the YAML file, with its defaults and rules."""
+"""The configuration of a Mask2Former experiment: what stands in the YAML file, with its defaults and rules.
+
+It is that of mask classification, where the options of this one network are keys of `model`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -7,16 +10,15 @@ from typing import Annotated, Any, ClassVar, Optional
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from dinov3.configuration.schema import rule
-from dinov3.eval.segmentation.config import M2FTrainConfig as LossDefaults
 from nnunetv2.experiment.decoder_options import MASK2FORMER
 from nnunetv2.training.nnUNetTrainer.experiment_config import BelowOne, Optimizer, Precision, Schedule
+from nnunetv2.training.nnUNetTrainer.mask_classification_config import M2FTrainConfig as M2FTrainConfig  # its old place
+from nnunetv2.training.nnUNetTrainer.mask_classification_config import MaskClassificationConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import (
-    M2F_TRAINER,
     BackboneConfig,
     BackboneTrainConfig,
     Layers,
     ViTLoRAConfig,
-    ViTnnUNetConfig,
     is_ascending,
 )
 
@@ -48,6 +50,19 @@ class M2FModelConfig(BackboneConfig):
     """the four blocks that the adapter reads: `FOUR_EVEN_INTERVALS`, `FOUR_LAST`, or ascending 0-based numbers"""
     autocast_dtype: Precision = "float32"
     """precision of the network's forward pass (see `train.precision`, which is the same)"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_mask2former(cls, values: Any) -> Any:
+        """Take files that name the module, which other networks of mask classification must."""
+        if isinstance(values, dict) and values.get("model_path") == MASK2FORMER:
+            return {key: value for key, value in values.items() if key != "model_path"}
+        return values
+
+    @property
+    def needs_backbone(self) -> bool:
+        """Whether blocks of the backbone decode, so that it cannot be frozen."""
+        return False
 
     @staticmethod
     def decoder_keys(options: dict[str, Any]) -> dict[str, Any]:
@@ -88,36 +103,6 @@ class M2FLoRAConfig(ViTLoRAConfig):
 
 
 @dataclass
-class M2FTrainConfig(LossDefaults):
-    """The loss of mask classification: key `m2f_train`. The defaults are inherited."""
-
-    num_points: PositiveInt
-    """points at which a mask is compared"""
-    oversample_ratio: Annotated[float, Field(ge=1, lt=1000)]
-    """this times num_points candidates are drawn"""
-    importance_sample_ratio: Annotated[float, Field(ge=0, le=1)]
-    """share of the points that are the most uncertain candidates; the others are random"""
-    mask_coefficient: NonNegativeFloat
-    """weight of the cross-entropy of masks"""
-    dice_coefficient: NonNegativeFloat
-    """weight of their Dice loss"""
-    class_coefficient: NonNegativeFloat
-    """weight of the classes' cross-entropy"""
-    no_object_coefficient: PositiveFloat
-    """weight of `no object` within the classes' cross-entropy"""
-    auxiliary_losses: bool = True
-    """add the losses of the initial queries and of every layer before the last"""
-
-    def problems(self) -> Iterator[str]:
-        """Yield what is impossible about combinations of values."""
-        if self.mask_coefficient == self.dice_coefficient == self.class_coefficient == 0:
-            yield (
-                "one of m2f_train.mask_coefficient, m2f_train.dice_coefficient and m2f_train.class_coefficient must be "
-                "above 0, or nothing is learned; found 0 for all"
-            )
-
-
-@dataclass
 class M2FOptimisationConfig(BackboneTrainConfig):
     """The training: key `train`; the maximum gradient norm is the root's `gradient_clip`."""
 
@@ -132,20 +117,23 @@ class M2FOptimisationConfig(BackboneTrainConfig):
 
 
 @dataclass
-class M2FnnUNetConfig(ViTnnUNetConfig):
+class M2FnnUNetConfig(MaskClassificationConfig):
     """A Mask2Former experiment: the root of the YAML file."""
 
-    TRAINERS: ClassVar[tuple[str, ...]] = (M2F_TRAINER,)
-    CLIP_KEY: ClassVar[str] = "gradient_clip"
     PRECISION_KEY: ClassVar[str] = "model.autocast_dtype"
 
-    trainer: str = M2F_TRAINER
     model: M2FModelConfig = field(default_factory=M2FModelConfig)
     lora: M2FLoRAConfig = field(default_factory=M2FLoRAConfig)
-    m2f_train: M2FTrainConfig = field(default_factory=M2FTrainConfig)
     gradient_clip: PositiveFloat = 10.0
     """maximum gradient norm"""
     train: M2FOptimisationConfig = field(default_factory=M2FOptimisationConfig)
+
+    @classmethod
+    def schema_for(cls, values: dict[str, Any]) -> type[MaskClassificationConfig]:
+        """The schema of a configuration: this one, unless `model.model_path` names another network."""
+        model = values.get("model")
+        network = model.get("model_path", MASK2FORMER) if isinstance(model, dict) else MASK2FORMER
+        return cls if network == MASK2FORMER else MaskClassificationConfig
 
     def stored(self) -> "M2FnnUNetConfig":
         """The configuration as it goes into the plans, with its precision decided."""
@@ -154,7 +142,6 @@ class M2FnnUNetConfig(ViTnnUNetConfig):
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about combinations of values."""
         yield from super().problems()
-        yield from self.m2f_train.problems()
         if self.train.precision != self.model.autocast_dtype:
             yield (
                 f"train.precision is {self.train.precision}, model.autocast_dtype {self.model.autocast_dtype}: they "

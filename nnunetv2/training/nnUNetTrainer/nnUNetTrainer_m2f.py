@@ -1,4 +1,7 @@
-"""The trainer of Mask2Former: `nnUNetTrainer_vit` with the loss of mask classification."""
+"""The trainer of mask classification (Mask2Former, EoMT, PMT): `nnUNetTrainer_vit` with its loss and annealed masks.
+
+It bears the name of the first of these networks.
+"""
 
 import functools
 from dataclasses import asdict
@@ -13,14 +16,17 @@ from torch import distributed as dist
 from dinov3.eval.segmentation.mask_classification_loss import MaskClassificationLoss
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter
+from nnunetv2.training.nnUNetTrainer.mask_classification_config import MaskClassificationConfig
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
 from nnunetv2.training.vit.loss_curves import TERMS, curve_names, draw_terms
+from nnunetv2.training.vit.mask_annealing import mask_probabilities
 from nnunetv2.training.vit.online_metrics import count_pixels
+from nnunetv2.training.vit.schedule_curves import draw_schedule, named_groups
 
 
 class nnUNetTrainer_m2f(nnUNetTrainer_vit):
-    """Trains Mask2Former; prediction and validation see the dense logits of its network.
+    """Trains a `MaskClassificationModel`; prediction and validation see the dense logits of its network.
 
     Args:
         plans: plans, plain or derived.
@@ -57,7 +63,7 @@ class nnUNetTrainer_m2f(nnUNetTrainer_vit):
             self.logger.local_logger.my_fantastic_logging[name] = []
 
     @property
-    def m2f_config(self) -> M2FnnUNetConfig:
+    def m2f_config(self) -> MaskClassificationConfig:
         """The resolved configuration."""
         return self.config
 
@@ -65,6 +71,33 @@ class nnUNetTrainer_m2f(nnUNetTrainer_vit):
         options = asdict(self.config.m2f_train)
         loss = MaskClassificationLoss(num_labels=self.label_manager.num_segmentation_heads, **options)
         return loss.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Start as nnU-Net does, and draw how learning rates and masks will change."""
+        super().on_train_start()
+        if self.local_rank == 0:
+            draw_schedule(
+                Path(self.output_folder) / "training_schedule.png",
+                self.num_epochs,
+                self.num_iterations_per_epoch,
+                named_groups(self.optimizer),
+                self.lr_scheduler.rates,
+                self._mask_probabilities,
+            )
+
+    def _mask_probabilities(self, epoch: int, iteration: int) -> list[float]:
+        """Per block with masks that are annealed away, the probability that they apply in an iteration of an epoch."""
+        annealing = getattr(self.config.train, "mask_annealing", None)  # no key of Mask2Former, whose masks stay
+        if annealing is None:
+            return []
+        step, num_steps = (n * self.num_iterations_per_epoch for n in (epoch, self.num_epochs))
+        return mask_probabilities((step + iteration) / num_steps, annealing.start, annealing.end)
+
+    def _prepare_step(self) -> None:
+        super()._prepare_step()
+        probabilities = self._mask_probabilities(self.current_epoch, self._iteration)
+        if probabilities:
+            self.plain_network.set_mask_probabilities(probabilities)
 
     def _training_loss(self, data: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
         return self._loss_of(self.network(data), target)

@@ -78,7 +78,14 @@ class nnUNetTrainer_vit(ExperimentTrainer):
         train = self.config.train
         # LoRA's matrices start untrained and get the decoder's learning rate
         factor = train.backbone_lr_factor if self.config.mode == "full" else 1.0
-        return parameter_groups(self.plain_network, self.initial_lr, self.weight_decay, train.layer_decay, factor)
+        own_warmup = self._backbone_warmup() is not None
+        return parameter_groups(
+            self.plain_network, self.initial_lr, self.weight_decay, train.layer_decay, factor, own_warmup
+        )
+
+    def _backbone_warmup(self) -> float | None:
+        # and warm up with it
+        return super()._backbone_warmup() if self.config.mode == "full" else None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Do nothing: the decoders have one output."""

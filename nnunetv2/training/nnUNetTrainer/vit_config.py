@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Optional
 from urllib.error import HTTPError
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from dinov3.configuration.schema import Section, rule
 from dinov3.configuration.yaml_files import find_path
@@ -18,7 +18,7 @@ from dinov3.hub.families import (
     get_family,
     repository_without_timm,
 )
-from nnunetv2.experiment.decoder_options import MASK2FORMER
+from nnunetv2.experiment.decoder_options import MASK_CLASSIFICATION
 from nnunetv2.training.nnUNetTrainer.experiment_config import BelowOne, ExperimentConfig, TrainConfig
 
 # `Optional[...]`, not `... | None`, in the fields: every omegaconf that we allow reads it.
@@ -117,12 +117,21 @@ class ViTModelConfig(BackboneConfig):
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about the backbone and the decoder; its options are checked when it is imported."""
         yield from super().problems()
-        if self.model_path == MASK2FORMER:
-            yield f"model.model_path: {MASK2FORMER} has a schema of its own, that of {M2F_TRAINER}: use --config m2f"
-        elif not _is_module(self.model_path):
+        if _is_module(self.model_path):
+            yield from self._network_problems()
+        else:
             yield (
                 f"model.model_path: module {self.model_path!r} not found: it must be importable, such as "
-                "nnunetv2.model.model_upernet"
+                f"{type(self).model_path}"
+            )
+
+    def _network_problems(self) -> Iterator[str]:
+        """Yield why the trainers of this schema cannot train the network of a module."""
+        config = MASK_CLASSIFICATION.get(self.model_path)
+        if config is not None:
+            yield (
+                f"model.model_path: {self.model_path} has a schema of its own, that of {M2F_TRAINER}: use --config "
+                f"{config}"
             )
 
 
@@ -161,6 +170,32 @@ class BackboneTrainConfig(TrainConfig):
     """learning-rate multiplier per layer, from the last block down; full fine-tuning only"""
     backbone_lr_factor: PositiveFloat = 1.0
     """learning-rate multiplier of the backbone's own weights; full fine-tuning only"""
+    backbone_warmup_epochs: Optional[NonNegativeFloat] = None
+    """two-stage warm-up: the backbone stands still while the new parts warm up, and then warms up for so many epochs;
+    full fine-tuning with `poly` or `cosine` only. null: it warms up with them"""
+    backbone_warmup_fraction: Optional[BelowOne] = None
+    """instead of backbone_warmup_epochs, as a fraction of the training"""
+
+    def backbone_warmup(self, num_epochs: int) -> float | None:
+        """Length of the backbone's own warm-up, in epochs; None: it has none."""
+        fraction = self.backbone_warmup_fraction
+        return self.backbone_warmup_epochs if fraction is None else fraction * num_epochs
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is impossible about combinations of values."""
+        yield from super().problems()
+        yield from self._length_problems("backbone_warmup")
+        num_epochs = self.num_epochs or 1000
+        first, second = self.warmup(num_epochs), self.backbone_warmup(num_epochs)
+        if second is None:
+            return
+        if self.schedule == "onecycle":
+            yield "train.schedule is onecycle, which has no two-stage warm-up: use poly or cosine"
+        if first < num_epochs <= first + second:
+            yield (
+                "train.warmup_* and train.backbone_warmup_* must together be below train.num_epochs "
+                f"({num_epochs}), found {first + second:g}"
+            )
 
 
 @dataclass

@@ -25,7 +25,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.vit.cost import CostLog, add_validation
 from nnunetv2.training.vit.experiment_log import log_experiment
 from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
-from nnunetv2.training.vit.schedule import EpochSchedule, schedule_factor
+from nnunetv2.training.vit.schedule import EpochSchedule, IterationSchedule, create_schedule
 from nnunetv2.training.vit.seeding import seed_epoch
 from nnunetv2.training.vit.training_cases import choose_cases
 
@@ -77,6 +77,7 @@ class ExperimentTrainer(nnUNetTrainer):
         self._restoring = False
         self._cost = CostLog()
         self._step_seconds: list[float] = []
+        self._iteration = 0  # of the epoch: the number of its steps so far
         self._apply_train_config()
         self.logger.update_config({EXPERIMENT_KEY: asdict(self.config)})
 
@@ -116,10 +117,21 @@ class ExperimentTrainer(nnUNetTrainer):
         """Create the optimiser and the schedule that the configuration names."""
         train = self.config.train
         optimizer = create_optimizer(train.optimizer, self._parameter_groups(), train.momentum, train.betas)
-        schedule = functools.partial(
-            schedule_factor, train.schedule, num_epochs=self.num_epochs, warmup_epochs=train.warmup_epochs
+        schedule = create_schedule(
+            optimizer,
+            train.schedule,
+            train.schedule_interval,
+            self.num_epochs,
+            self.num_iterations_per_epoch,
+            train.warmup(self.num_epochs),
+            self._backbone_warmup(),
+            train.poly_exponent,
         )
-        return optimizer, EpochSchedule(optimizer, schedule)
+        return optimizer, schedule
+
+    def _backbone_warmup(self) -> float | None:
+        """Length of the backbone's own warm-up, in epochs; None: it has none."""
+        return self.config.train.backbone_warmup(self.num_epochs)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.plain_network, self.initial_lr, self.weight_decay)
@@ -167,7 +179,7 @@ class ExperimentTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """Start an epoch as nnU-Net does, after seeding."""
         seed_epoch(self.config.train.seed, self.current_epoch, self.local_rank)
-        self._step_seconds = []
+        self._step_seconds, self._iteration = [], 0
         super().on_train_epoch_start()
 
     def train_step(self, batch: dict) -> dict:
@@ -184,14 +196,21 @@ class ExperimentTrainer(nnUNetTrainer):
             ExperimentError: the loss is not finite.
         """
         start = perf_counter()
+        self._prepare_step()
         data, target = self._images_and_target(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss, terms = self._training_loss(data, target)
         loss_value = loss.detach().cpu().numpy()
         self._stop_unless_finite("training loss", loss_value)
         self._step(loss)
+        self._iteration += 1
         self._step_seconds.append(perf_counter() - start)
         return {"loss": loss_value, **terms}
+
+    def _prepare_step(self) -> None:
+        """Set what changes with the iteration."""
+        if isinstance(self.lr_scheduler, IterationSchedule):
+            self.lr_scheduler.step(self.current_epoch, self._iteration)
 
     def _images_and_target(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor | list[torch.Tensor]]:
         target = batch["target"]

@@ -15,6 +15,7 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float | None = None,
     backbone_lr_factor: float = 1.0,
+    own_warmup: bool = False,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of a network into groups, the decoder's first.
 
@@ -26,11 +27,13 @@ def parameter_groups(
         layer_decay: learning-rate multiplier from a layer to the one before it: the decoder's is `initial_lr`, that
             of the last block that trains `layer_decay * initial_lr`, and so on down to the embeddings; None: none.
         backbone_lr_factor: learning-rate multiplier of the whole backbone.
+        own_warmup: whether the backbone has a warm-up of its own, and so needs groups of its own.
 
     Returns:
-        Groups with `params`, `weight_decay`, `lr` and `initial_lr`.
+        Groups with `params`, `weight_decay`, `lr` and `initial_lr`; those of a backbone that has groups of its own have
+        `is_backbone` too.
     """
-    if layer_decay is None and backbone_lr_factor == 1:
+    if layer_decay is None and backbone_lr_factor == 1 and not own_warmup:
         groups = [{"params": [p for p in network.parameters() if p.requires_grad], "weight_decay": weight_decay}]
     else:
         in_backbone = {id(p) for p in network.backbone.parameters()}
@@ -38,6 +41,7 @@ def parameter_groups(
         layers = _backbone_groups(network.backbone, weight_decay, layer_decay)
         for group in layers:
             group["lr_scale"] = group.get("lr_scale", 1.0) * backbone_lr_factor
+            group["is_backbone"] = True
         groups = [{"params": decoder, "weight_decay": weight_decay}, *layers]
     for group in groups:
         group["lr"] = group["initial_lr"] = initial_lr * group.pop("lr_scale", 1.0)
