@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.decoder_fitting import fit_decoder, fit_vit
-from nnunetv2.model.decoder_layouts import DecoderFile, read_decoder_weights
+from nnunetv2.model.decoder_layouts import DecoderFile, UnknownLayoutError, read_decoder_weights
 
 KEY = "model.decoder_checkpoint_path"
 
@@ -29,11 +29,13 @@ def read_decoder_file(model: Any) -> DecoderFile | None:
         return None
     try:
         return read_decoder_weights(Path(name).expanduser())
-    except ValueError as error:
+    except UnknownLayoutError as error:
         raise ValueError(
             f"{KEY}: {error} (weights of a ViT alone belong under model.checkpoint_path, checkpoints of nnU-Net under "
             "-pretrained_weights)"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{KEY}: {error}") from error
 
 
 def check_decoder(file: DecoderFile, network: nn.Module, original: dict[str, Tensor] | None) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -126,7 +127,7 @@ def read_decoder_weights(path: str | Path) -> DecoderFile:
         ValueError: the file cannot be read, or its ViT is not one.
     """
     path = Path(path)
-    wrapper, content = unwrap(read_checkpoint(path), path)
+    wrapper, content = _unwrap(read_checkpoint(path), path)
     content = strip_common_prefix(content)
     aside = tuple(name for name in content if re.fullmatch(ASIDE, name))
     state = _strip_network({name: value for name, value in content.items() if name not in aside})
@@ -143,6 +144,13 @@ def read_decoder_weights(path: str | Path) -> DecoderFile:
     blocks = next((content[name].numel() for name in aside if re.fullmatch(MASK_PROBABILITIES, name)), None)
     backbone = recognise_weights(path, wrapper, vit) if vit else None
     return DecoderFile(path, layout, wrapper, decoder, backbone, blocks, aside)
+
+
+def _unwrap(content: Any, path: Path) -> tuple[str, State]:
+    try:
+        return unwrap(content, path)
+    except ValueError as error:
+        raise UnknownLayoutError(str(error)) from error
 
 
 def _strip_network(state: State) -> State:
