@@ -1,7 +1,7 @@
 """The data flow of every decoder, as boxes and arrows; a test compares every shape with that of the running network.
 
 C channels of the image, K classes, D the width of the ViT, h × w patches, H × W the image padded to whole patches.
-The other widths are the decoders' defaults.
+Of networks with queries: Q queries, P class and register tokens. The other widths are the decoders' defaults.
 """
 
 import itertools
@@ -174,6 +174,55 @@ def linear() -> Figure:
     return Figure(boxes, chain(*boxes), "nnunetv2.model.model_linear")
 
 
+def query_prediction(row: float, left: float, names: tuple[str, ...]) -> tuple[dict[str, Box], Arrows]:
+    """What is predicted from queries and patches, from a row and a column on: below the boxes `names`."""
+    linear = "queries:\nlinear layer"
+    boxes = {
+        "classes": Box(left, row, linear, "Q × (K + 1)", "decoder.class_head"),
+        "mlp": Box(left + 1, row, "queries: three\nlinear layers", "Q × D", "decoder.mask_head"),
+        "map": Box(left + 2, row, "patches: twice ×2\ntransposed, 3×3 conv", "D × 4h × 4w", "decoder.upscale"),
+        "masks": Box(left + 1, row + 1, "products", "Q × 4h × 4w", "queries.pred_masks", 2),
+        "logits": Box(left, row + 2, "masks resized, summed by class", "K × H × W", "logits", 3, "result"),
+    }
+    arrows = [(name, part) for name in names for part in ("classes", "mlp", "map")]
+    return boxes, [*arrows, ("mlp", "masks"), ("map", "masks"), ("masks", "logits"), ("classes", "logits")]
+
+
+def eomt() -> Figure:
+    """Queries in the ViT's last blocks."""
+    boxes = {
+        "vit": Box(0, 0, "image, normalised and padded → the ViT's first blocks", "C × H × W", "image", 3, "features"),
+        "tokens": Box(0, 1, "tokens", "(P + h·w) × D", "backbone.blocks.2", 3, "features"),
+        "queries": Box(0, 2, "learned queries beside them", "(Q + P + h·w) × D", "backbone.blocks.3:input", 3),
+    }
+    last = "the ViT's last blocks; in training, a query sees the patches of its mask"
+    boxes["blocks"] = Box(0, 3, last, "(Q + P + h·w) × D", "backbone.blocks.3", 3, "features")
+    norm = "the ViT's norm; in training before each of these blocks too"
+    boxes["norm"] = Box(0, 4, norm, "(Q + P + h·w) × D", "backbone.norm", 3, "features")
+    prediction, arrows = query_prediction(5, 0, ("norm",))
+    return Figure(boxes | prediction, [*chain(*boxes), *arrows], "nnunetv2.model.model_eomt")
+
+
+def pmt() -> Figure:
+    """Tokens of four depths fused, and plain blocks on them with queries."""
+    boxes, arrows = backbone("tokens", "(P + h·w) × D")
+    for i, name in enumerate(MAPS):
+        text = f"{boxes[name].title},\nbatch norm"
+        projection = f"decoder.lateral_projections.{i}"
+        boxes[name] = Box(i, 1, text, "(P + h·w) × D", f"{projection}:input", kind="features")
+        boxes[f"fused{i}"] = Box(i, 2, "+ MLP, times a learned\nfactor per channel", "(P + h·w) × D", projection)
+        arrows += chain(name, f"fused{i}", "queries")
+    tokens = "(Q + P + h·w) × D"
+    boxes["queries"] = Box(0, 3, "sum, learned queries beside it", tokens, "decoder.blocks.0:input", 4)
+    masked = "six plain blocks; in training, a query sees the patches of its mask"
+    boxes["blocks"] = Box(0, 4, masked, tokens, "decoder.blocks.5", 4)
+    norm = "layer norm; in training before each of these blocks too"
+    boxes["norm"] = Box(0, 5, norm, tokens, "decoder.decoder_norm", 4)
+    prediction, predicting = query_prediction(6, 0.5, ("norm",))
+    arrows += [*chain("queries", "blocks", "norm"), *predicting]
+    return Figure(boxes | prediction, arrows, "nnunetv2.model.model_pmt")
+
+
 FIGURES = {
     "upernet": upernet,
     "segformer": segformer,
@@ -181,4 +230,6 @@ FIGURES = {
     "unetr": unetr,
     "primus": primus,
     "linear": linear,
+    "eomt": eomt,
+    "pmt": pmt,
 }

@@ -21,7 +21,7 @@ class Box:
         title: what is done, one or more lines.
         shape: shape of the result, without the batch, as `D × 2h × 2w`.
         source: what has this shape: the dotted name of a submodule, with `:input` its input, `image`, `features.<i>`
-            (what the decoder gets) or `logits`.
+            (what the decoder gets), `queries.<name>` or `logits`.
         width: in columns.
         kind: `features`, `step`, `option` or `result`: the colour.
         variant: the variant of the decoder in which the box exists; empty: in all.

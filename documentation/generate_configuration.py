@@ -18,6 +18,7 @@ from dinov3.hub.families import FAMILIES
 from nnunetv2.experiment.decoder_options import FACTORY, load_decoder, packaged_decoders, read_options
 from nnunetv2.experiment.schema import packaged_configs
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
+from nnunetv2.training.nnUNetTrainer.mask_classification_config import MaskClassificationConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.unet_config import UNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
@@ -25,14 +26,23 @@ from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 HEADER = "| key | default | allowed | what it is |"
 BACKBONE_HEADER = "| `model.backbone` | `model.backbone_size` | patch | weights | licence |"
 OPTION_HEADER = "| key | default | type | what it is |"
-# Options that a module adds to those of its class, and so are not in the docstring of the class.
+# What the docstring of the class does not say, or not in the words of somebody who writes a configuration.
 OWN_OPTIONS = {
     ("nnunetv2.model.model", "head_type"): "`upernet`, nothing else",
     ("nnunetv2.model.primus", "multiscale"): "read the maps of four depths, not only the last one's",
+    (
+        "nnunetv2.model.model_eomt",
+        "num_blocks",
+    ): "number of the ViT's last blocks that the queries run through; `auto`: 3 of 12, 4 of 24, 5 of 40",
+    **{
+        (f"nnunetv2.model.model_{name}", "regions"): "decided by the data set, whatever is set"
+        for name in ("eomt", "pmt")
+    },
 }
 # The types of values that a schema leaves to a rule.
 ANY_TYPES = {
     "model.backbone_out_layers": "str or list of int",
+    "train.mask_annealing": "null, or `start` and `end`: lists of float; at least 0, at most 1",
     "train.training_groups": "str, mapping of str to str or null",
 }
 # Names of JSON Schema to those of this page.
@@ -83,11 +93,18 @@ itself. What is not in this table is as above; without `--config` the command ta
 the same experiment in the schema above; `segformer_config` of the trainer gives it in this one.
 
 """
-M2F = """## The schema of `nnUNetTrainer_m2f`
+QUERIES = """## The schema of `nnUNetTrainer_m2f`
 
-A configuration of [Mask2Former](mask2former/README.md) names no decoder: the head's two options, and the blocks that
-the adapter reads, stand in `model` itself. The section `m2f_train` is the loss. `train` has no `gradient_clip` here: it
-stands at the root. What is not in this table is as above; without `--config` or `--m2f_config` the command
+[EoMT](decoders/eomt.md), [PMT](decoders/pmt.md) and other networks with queries name their module and its options as
+above. The section `m2f_train` is the loss. `train` has no `gradient_clip` here: it stands at the root. What is not in
+this table is as above.
+
+"""
+M2F = """## The schema of `nnUNetTrainer_m2f` for Mask2Former
+
+Where `model.model_path` names no other network, it is [Mask2Former](mask2former/README.md): the head's two options, and
+the blocks that the adapter reads, stand in `model` itself. What is not in this table is as in the one above, but
+`train.mask_annealing`, which Mask2Former has not: its masks stay. Without `--config` or `--m2f_config` the command
 `nnUNetv2_train_m2f` takes `m2f_default`.
 
 """
@@ -169,7 +186,8 @@ def page() -> str:
         prefix = "" if title == "Root" else f"{title}."
         parts.append(table(f"`{title}`" if prefix else title, HEADER, rows(schema, prefix)))
     parts.append(own_section(FLAT, SegFormernnUNetConfig))
-    parts.append(own_section(M2F, M2FnnUNetConfig))
+    parts.append(own_section(QUERIES, MaskClassificationConfig))
+    parts.append(own_section(M2F, M2FnnUNetConfig, MaskClassificationConfig))
     parts.append(own_section(UNET, UNetConfig))
     for module in packaged_decoders():
         parts.append(table(f"`model.decoder` of `{module}`", OPTION_HEADER, option_rows(module)))
@@ -183,11 +201,17 @@ def nested_schemas(schema: type) -> dict[str, type]:
     return {f.name: f.default_factory for f in fields(schema) if is_dataclass(f.default_factory)}
 
 
-def own_section(head: str, config: type) -> str:
-    """Return the section on a decoder's own schema: the whole of `model` and of new sections, else what differs."""
-    vit, lines = nested_schemas(ViTnnUNetConfig), list(rows(config, "", ViTnnUNetConfig))
+def own_section(head: str, config: type, known: type = ViTnnUNetConfig) -> str:
+    """Return the section on a schema of its own: the whole of `model` and of new sections, else what differs.
+
+    Args:
+        head: title and text.
+        config: the schema.
+        known: the schema from which it differs.
+    """
+    others, lines = nested_schemas(known), list(rows(config, "", known))
     for name, schema in nested_schemas(config).items():
-        lines += rows(schema, f"{name}.", None if name == "model" else vit.get(name))
+        lines += rows(schema, f"{name}.", None if name == "model" else others.get(name))
     return head + lines_of_table(HEADER, lines) + "\n"
 
 

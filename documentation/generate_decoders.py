@@ -60,6 +60,8 @@ DECODERS = {
     "linear": Decoder(
         "linear probe", "nnunetv2.model.model_linear", "[Oquab et al. 2023](https://arxiv.org/abs/2304.07193)"
     ),
+    "eomt": Decoder("EoMT", "nnunetv2.model.model_eomt", "[Kerssies et al. 2025](https://arxiv.org/abs/2503.19108)"),
+    "pmt": Decoder("PMT", "nnunetv2.model.model_pmt", "[Cavagnero et al. 2026](https://arxiv.org/abs/2603.25398)"),
 }
 # Where a configuration is of another paper than its decoder.
 OTHER_PAPERS = {"primus_multiscale": "[Li et al. 2025](https://arxiv.org/abs/2509.02379)"}
@@ -112,13 +114,16 @@ def rounded(parameters: int) -> str:
 
 
 def output_stride(network: nn.Module) -> int:
-    """Pixels of the image per pixel of the logits, before these are resized to the image."""
+    """Pixels of the image per pixel of the logits, or of queries' masks, before these are resized to the image."""
+    image = torch.empty(1, CHANNELS, SIDE, SIDE, device="meta")
+    if hasattr(network, "forward_queries"):
+        return SIDE // network.eval().forward_queries(image)["pred_masks"].shape[-1]
     sides: list[int] = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.out_channels == NUM_CLASSES:
             module.register_forward_hook(lambda _module, _inputs, output: sides.append(output.shape[-1]))
     with torch.no_grad():
-        network.eval()(torch.empty(1, CHANNELS, SIDE, SIDE, device="meta"))
+        network.eval()(image)
     (side,) = sides
     return SIDE // side
 

@@ -57,8 +57,34 @@ train:
 """
 
 
+# EoMT and PMT: learning rates and masks change with every iteration
+TINY_QUERY_CONFIG = """
+trainer: nnUNetTrainer_m2f
+model:
+  model_path: nnunetv2.model.model_{network}
+  backbone_size: tiny
+  pretrained: false
+  decoder: {{num_queries: 8, num_blocks: 2}}
+m2f_train: {{num_points: 256}}
+train:
+  initial_lr: 0.001
+  schedule_interval: iteration
+  warmup_fraction: 0.1
+  backbone_warmup_fraction: 0.1
+  mask_annealing: {{start: [0, 0.3], end: [0.7, 1]}}
+  precision: float32
+  num_epochs: 2
+  num_iterations_per_epoch: 3
+  num_val_iterations_per_epoch: 1
+  batch_size: 2
+  patch_size: [64, 64]
+  save_every: 1
+  seed: 3
+"""
+
+
 # What trains before the tests that take it: these run in one worker, so that nothing is trained twice.
-TRAINING_FIXTURES = ("trained", "trained_m2f")
+TRAINING_FIXTURES = ("trained", "trained_m2f", "trained_eomt", "trained_pmt")
 # Run first, so that no worker is left with a long one at the end when the other has nothing more to do.
 LONGEST_FIRST = (
     "test_overfit",
@@ -202,6 +228,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place.plan(DATASET_ID)
     (place.root / "tiny.yaml").write_text(TINY_CONFIG)
     (place.root / "m2f_tiny.yaml").write_text(TINY_M2F_CONFIG)
+    for network in ("eomt", "pmt"):
+        (place.root / f"{network}_tiny.yaml").write_text(TINY_QUERY_CONFIG.format(network=network))
     without_options = [line for line in TINY_CONFIG.splitlines() if "decoder:" not in line]
     (place.root / "any_decoder.yaml").write_text("\n".join(without_options))
     return place
@@ -227,13 +255,31 @@ def trained(workplace: Workplace) -> Workplace:
     return workplace
 
 
+def train_until_something_is_found(workplace: Workplace, network: str, *overrides: str) -> Workplace:
+    """Train a tiny network of mask classification in a results folder of its own, with the command of any decoder."""
+    place = workplace.with_results(f"results_{network}")
+    config = place.root / f"{network}_tiny.yaml"
+    counts = ("train.num_epochs=3", "train.num_iterations_per_epoch=15", "train.schedule=poly")
+    place.run("nnUNetv2_train_vit", DATASET_ID, "2d", 0, "--config", config, "-device", "cpu", *counts, *overrides)
+    return place
+
+
 @pytest.fixture(scope="session")
 def trained_m2f(workplace: Workplace) -> Workplace:
-    """A Mask2Former, `m2f_tiny`, trained until it finds something."""
-    place = workplace.with_results("results_m2f")
-    train = ("nnUNetv2_train_m2f", DATASET_ID, "2d", 0, "--m2f_config", place.root / "m2f_tiny.yaml", "-device", "cpu")
-    place.run(*train, "train.num_epochs=3", "train.num_iterations_per_epoch=15", "train.schedule=poly")
-    return place
+    """A Mask2Former, `m2f_tiny`."""
+    return train_until_something_is_found(workplace, "m2f")
+
+
+@pytest.fixture(scope="session")
+def trained_eomt(workplace: Workplace) -> Workplace:
+    """An EoMT, `eomt_tiny`."""
+    return train_until_something_is_found(workplace, "eomt")
+
+
+@pytest.fixture(scope="session")
+def trained_pmt(workplace: Workplace) -> Workplace:
+    """A PMT, `pmt_tiny`, whose backbone trains."""
+    return train_until_something_is_found(workplace, "pmt", "model.freeze_backbone=false")
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Mask2Former in nnU-Net: targets, predictions, configuration, and the trainer from training to prediction."""
+"""Mask classification in nnU-Net: targets, predictions, configuration, and the trainer of Mask2Former, EoMT and PMT
+from training to prediction.
+"""
 
 import copy
 import functools
@@ -23,7 +25,11 @@ from nnunetv2.training.vit.online_metrics import count_pixels
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 CPU = torch.device("cpu")
-NAME = "m2f_tiny"  # of the fixture `trained_m2f`
+NETWORKS = ("m2f", "eomt", "pmt")
+# Tests that take what a fixture has trained, in the worker of the fixture
+of_trained_networks = pytest.mark.parametrize(
+    "network", [pytest.param(network, marks=pytest.mark.xdist_group(f"trained_{network}")) for network in NETWORKS]
+)
 
 
 # --- targets, predictions, configuration ------------------------------------------------------------------------------
@@ -82,21 +88,24 @@ def test_m2f_config_loading(workplace):
 
 @pytest.fixture
 def make_trainer(workplace, base_plans: dict, dataset_json: dict, tmp_path: Path, monkeypatch) -> Callable:
-    """Make trainers of the tiny experiment that write to a folder of the test."""
+    """Make trainers of the tiny experiments that write to a folder of the test."""
     for name, folder in workplace.folders.items():
         monkeypatch.setenv(name, str(folder))
 
     @functools.cache  # a derivation runs the network, which takes seconds without memory too
-    def derive(description: str, *overrides: str) -> dict:
-        config = load_config(M2FnnUNetConfig, str(workplace.root / "m2f_tiny.yaml"), overrides)
+    def derive(network: str, description: str, *overrides: str) -> dict:
+        config = load_config(M2FnnUNetConfig, str(workplace.root / f"{network}_tiny.yaml"), overrides)
         return derive_plans(base_plans, "2d", json.loads(description), config, "tiny")
 
     def make(
-        *overrides: str, results: str = "results", dataset_changes: dict[str, object] | None = None
+        *overrides: str,
+        network: str = "m2f",
+        results: str = "results",
+        dataset_changes: dict[str, object] | None = None,
     ) -> nnUNetTrainer_m2f:
         monkeypatch.setenv("nnUNet_results", str(tmp_path / results))
         description = {**dataset_json, **(dataset_changes or {})}
-        plans = copy.deepcopy(derive(json.dumps(description), *overrides))
+        plans = copy.deepcopy(derive(network, json.dumps(description), *overrides))
         return nnUNetTrainer_m2f(plans, "2d", 0, description, CPU)
 
     return make
@@ -106,18 +115,40 @@ class Interrupted(Exception):
     pass
 
 
+def record_steps(trainer: nnUNetTrainer_m2f) -> list[list[float]]:
+    """Note the learning rates and the probabilities of masks with which each step of a training is made."""
+    steps, network, step = [], trainer.plain_network, trainer.train_step
+    set_probabilities = network.set_mask_probabilities
+    network.set_mask_probabilities = lambda values: (steps.append(list(values)), set_probabilities(values))
+
+    def recorded(batch: dict) -> dict:
+        output = step(batch)
+        steps.append([group["lr"] for group in trainer.optimizer.param_groups])
+        return output
+
+    trainer.train_step = recorded
+    return steps
+
+
 @pytest.mark.parametrize(
-    "mode",
+    ("network", "mode"),
     [
-        pytest.param(["lora.enabled=true"], marks=pytest.mark.nightly),  # daily with a dense decoder
-        ["model.freeze_backbone=false"],
+        pytest.param("m2f", "lora.enabled=true", marks=pytest.mark.nightly),  # daily with a dense decoder
+        ("m2f", "model.freeze_backbone=false"),
+        ("eomt", "model.freeze_backbone=false"),
+        pytest.param("eomt", "lora.enabled=true", marks=pytest.mark.nightly),
+        ("pmt", "model.freeze_backbone=true"),
     ],
     ids=str,
 )
-def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, mode: list[str]):
-    straight = make_trainer(*mode, results="straight")
+def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, network: str, mode: str):
+    straight = make_trainer(mode, network=network, results="straight")
+    straight.initialize()
+    steps = record_steps(straight)
     straight.run_training()
-    first = make_trainer(*mode, results="resumed")
+    first = make_trainer(mode, network=network, results="resumed")
+    first.initialize()
+    steps_of_first = record_steps(first)
     on_epoch_end = first.on_epoch_end
 
     def stop() -> None:
@@ -127,9 +158,11 @@ def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, mode: list
     first.on_epoch_end = stop
     with pytest.raises(Interrupted):
         first.run_training()
-    second = make_trainer(*mode, results="resumed")
+    second = make_trainer(mode, network=network, results="resumed")
     second.load_checkpoint(str(Path(second.output_folder) / "checkpoint_latest.pth"))
+    steps_of_second = record_steps(second)
     second.run_training()
+    assert steps_of_first + steps_of_second == steps and len(steps) == (6 if network == "m2f" else 12)
     for key in (
         "lrs",
         "train_losses",
@@ -140,11 +173,44 @@ def test_a_resumed_training_equals_an_uninterrupted_one(make_trainer, mode: list
         assert len(values) == 2 and values == straight.logger.get_value(key, None), key
     for name, value in straight.network.state_dict().items():
         assert torch.equal(value, second.network.state_dict()[name]), name
-    assert (Path(second.output_folder) / "progress_loss_terms.png").stat().st_size > 10_000
+    for picture in ("progress_loss_terms.png", "training_schedule.png"):
+        assert (Path(second.output_folder) / picture).stat().st_size > 10_000
 
 
-def test_the_terms_add_up_to_the_loss_of_all_layers(make_trainer):
-    trainer = make_trainer()
+def test_learning_rates_and_masks_follow_their_schedules(make_trainer):
+    trainer = make_trainer("train.backbone_warmup_fraction=0.3", "train.warmup_fraction=0.4", network="eomt")
+    trainer.initialize()
+    steps = record_steps(trainer)
+    trainer.run_training()
+    masks, rates = steps[::2], steps[1::2]  # of six steps, of which 2.4 warm up the new parts and 1.8 the backbone
+    expected = [[1 - step / 6 / 0.7, 1 - max(0, step / 6 - 0.3) / 0.7] for step in range(6)]
+    assert [p for pair in masks for p in pair] == pytest.approx([max(0, t) ** 0.9 for pair in expected for t in pair])
+    decoder, backbone = zip(*rates, strict=True)
+    warm = [1 / 3.4, 2 / 3.4, 3 / 3.4, *((1 - (step - 2.4) / 3.6) ** 0.9 for step in (3, 4, 5))]
+    assert decoder == pytest.approx([0.001 * factor for factor in warm])
+    assert backbone == pytest.approx([0, 0, 0, 0.001 * 1.6 / 2.8, 0.001 * 2.6 / 2.8, 0.001 * (1 - 0.8 / 1.8) ** 0.9])
+
+
+@pytest.mark.parametrize("network", ["eomt", "pmt"])
+def test_masks_apply_in_training_only(make_trainer, network: str):
+    trainer = make_trainer(network=network)
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_val)
+    losses = {}
+    for mode in (False, True):
+        trainer.network.train(mode)
+        for probability in (0.0, 1.0):
+            trainer.plain_network.set_mask_probabilities([probability] * 2)
+            torch.manual_seed(0)
+            with torch.no_grad():
+                losses[probability, mode] = float(trainer.validation_step(batch)["loss"])
+    trainer.on_train_end()
+    assert losses[0.0, False] == losses[1.0, False] and losses[0.0, True] != losses[1.0, True]
+
+
+@pytest.mark.parametrize(("network", "layers"), [("m2f", 10), ("eomt", 3), ("pmt", 3)])
+def test_the_terms_add_up_to_the_loss_of_all_layers(make_trainer, network: str, layers: int):
+    trainer = make_trainer(network=network)
     trainer.on_train_start()
     batch = next(trainer.dataloader_val)
     trainer.network.eval()
@@ -159,22 +225,24 @@ def test_the_terms_add_up_to_the_loss_of_all_layers(make_trainer):
         )
     assert float(output["loss"]) == pytest.approx(float(trainer.loss.loss_total(losses)), rel=1e-5)
     assert sum(output[term] for term in TERMS) == pytest.approx(float(output["loss"]), rel=1e-5)
-    assert float(output["loss"]) > 5 * float(trainer.loss.loss_total(last_only))  # ten layers
+    assert float(output["loss"]) > layers / 2 * float(trainer.loss.loss_total(last_only))
     trainer.network.train()
     step = trainer.train_step(batch)
     assert sum(step[term] for term in TERMS) == pytest.approx(float(step["loss"]), rel=1e-5)
     trainer.on_train_end()
 
 
-def test_the_online_dice_is_that_of_the_validation(make_trainer, trained_m2f):
+@of_trained_networks
+def test_the_online_dice_is_that_of_the_validation(make_trainer, network: str, request: pytest.FixtureRequest):
     """One validation case, a patch that is the whole image, no mirroring; the weights are learned already."""
+    trained_place = request.getfixturevalue(f"trained_{network}")
     dataset = make_trainer(results="size").get_tr_and_val_datasets()[1]
     (case,) = dataset.identifiers
     height, width = dataset.load_case(case)[0].shape[-2:]
     short = ("train.num_epochs=1", "train.num_iterations_per_epoch=1", "train.initial_lr=1e-9")
-    trainer = make_trainer(*short, f"train.patch_size=[{height},{width}]")
+    trainer = make_trainer(*short, f"train.patch_size=[{height},{width}]", network=network)
     trainer.initialize()
-    (trained,) = trained_m2f.results.rglob("checkpoint_final.pth")
+    (trained,) = trained_place.results.rglob("checkpoint_final.pth")
     trainer.network.load_state_dict(read_checkpoint(trained)["network_weights"])
     trainer.oversample_foreground_percent = 0.0  # nnU-Net moves the patch to the foreground, beyond the image's border
     trainer.run_training()
@@ -215,11 +283,15 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("kind", LABELS)
-def test_the_trainer_knows_regions_and_what_is_ignored(make_trainer, kind: str):
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [*(("m2f", kind) for kind in LABELS), ("eomt", "regions and ignore"), ("pmt", "regions and ignore")],
+)
+def test_the_trainer_knows_regions_and_what_is_ignored(make_trainer, network: str, kind: str):
     """The labels 0, 1 and 2 of four pixels, and one more that is ignored where the data set has such a label."""
     labels, order = LABELS[kind]
-    trainer = make_trainer(dataset_changes={"labels": labels, **({"regions_class_order": order} if order else {})})
+    changes = {"labels": labels, **({"regions_class_order": order} if order else {})}
+    trainer = make_trainer(network=network, dataset_changes=changes)
     trainer.initialize()
     ignored = labels.get("ignore")
     image = torch.tensor([[0, 1, 2 if ignored != 2 else 1, 0 if ignored is None else ignored]])
@@ -284,9 +356,10 @@ def test_the_backbone_learns_slower_where_it_trains(make_trainer):
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
-def test_commands_from_training_to_import(trained_m2f, tmp_path: Path):
-    place = trained_m2f
-    fold = place.results / "Dataset900_DemoFundus" / f"nnUNetTrainer_m2f__nnUNetPlans_{NAME}__2d" / "fold_0"
+@of_trained_networks
+def test_commands_from_training_to_import(network: str, request: pytest.FixtureRequest, tmp_path: Path):
+    place, name = request.getfixturevalue(f"trained_{network}"), f"{network}_tiny"
+    fold = place.results / "Dataset900_DemoFundus" / f"nnUNetTrainer_m2f__nnUNetPlans_{name}__2d" / "fold_0"
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     # nnU-Net's own prediction and evaluation of the validation case give the validation's numbers
     (case,) = [Path(entry["reference_file"]).stem for entry in summary["metric_per_case"]]
@@ -296,7 +369,7 @@ def test_commands_from_training_to_import(trained_m2f, tmp_path: Path):
     for file in (raw / "imagesTr").glob(f"{case}_*"):
         (images / file.name).symlink_to(file)
     (truth / f"{case}.png").symlink_to(raw / "labelsTr" / f"{case}.png")
-    model = ("-d", 900, "-tr", "nnUNetTrainer_m2f", "-p", f"nnUNetPlans_{NAME}", "--save_probabilities")
+    model = ("-d", 900, "-tr", "nnUNetTrainer_m2f", "-p", f"nnUNetPlans_{name}", "--save_probabilities")
     place.predict(images, tmp_path / "predicted", *model)
     plans, dataset = tmp_path / "predicted" / "plans.json", tmp_path / "predicted" / "dataset.json"
     place.run("nnUNetv2_evaluate_folder", truth, tmp_path / "predicted", "-djfile", dataset, "-pfile", plans)
@@ -308,13 +381,13 @@ def test_commands_from_training_to_import(trained_m2f, tmp_path: Path):
     # on another machine, without configuration and weights
     archive = tmp_path / "model.zip"
     place.run("nnUNetv2_export_model_to_zip", "-d", 900, "-o", archive, "-c", "2d", "-tr", "nnUNetTrainer_m2f",
-              "-p", f"nnUNetPlans_{NAME}", "-f", 0)  # fmt: skip
-    elsewhere = place.with_results("results_m2f_imported")
+              "-p", f"nnUNetPlans_{name}", "-f", 0)  # fmt: skip
+    elsewhere = place.with_results(f"results_{network}_imported")
     elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", archive)
     elsewhere.predict(images, tmp_path / "again", *model)
     assert np.array_equal(np.load(tmp_path / "again" / f"{case}.npz")["probabilities"], probabilities)
     # and validation again, by name alone
-    place.run("nnUNetv2_train_m2f", 900, "2d", 0, "--name", NAME, "--val", "-device", "cpu")
+    place.run("nnUNetv2_train_m2f", 900, "2d", 0, "--name", name, "--val", "-device", "cpu")
     assert json.loads((fold / "validation" / "summary.json").read_text())["mean"] == summary["mean"]
 
 

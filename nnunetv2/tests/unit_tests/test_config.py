@@ -15,10 +15,11 @@ from nnunetv2.experiment.derive import architecture_keywords
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import EXPERIMENT_KEY, as_stored, restore
 from nnunetv2.experiment.schema import load_config, packaged_configs
-from nnunetv2.run.arguments import parse_arguments
+from nnunetv2.run.arguments import TrainingCommand, parse_arguments
 from nnunetv2.run.train_experiment import read_experiment
 from nnunetv2.run.training_commands import TRAIN_M2F, TRAIN_VIT
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
+from nnunetv2.training.nnUNetTrainer.mask_classification_config import MaskClassificationConfig
 from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.schemas import SCHEMAS
@@ -44,15 +45,16 @@ DECODERS = ("upernet", "segformer", "dpt", "unetr", "primus", "primus_multiscale
 FLAT = "segformer_default"
 UNET = "unet"  # test_unet_experiment.py
 M2F = ("m2f", "m2f_default", "m2f_lora", "m2f_test_dinov2", "m2f_test_dinov3")
+QUERIES = tuple(f"{name}{end}" for name in ("eomt", "pmt") for end in ("", "_lora", "_test_dinov2", "_test_dinov3"))
 
 
 def test_the_packaged_configs_are_there():
     expected = {f"{name}{end}" for name in DECODERS for end in ("", "_lora", "_test_dinov2", "_test_dinov3")}
-    others = {"segformer_test_retfound", "segformer_test_visionfm", FLAT, *M2F, UNET}
+    others = {"segformer_test_retfound", "segformer_test_visionfm", FLAT, *M2F, *QUERIES, UNET}
     assert set(packaged_configs()) == expected | others
 
 
-@pytest.mark.parametrize("name", [name for name in packaged_configs() if name not in (FLAT, *M2F, UNET)])
+@pytest.mark.parametrize("name", [name for name in packaged_configs() if name not in (FLAT, *M2F, *QUERIES, UNET)])
 def test_packaged_configs_have_the_documented_values(name: str):
     config = load_config(ViTnnUNetConfig, name)
     train = config.train
@@ -178,7 +180,7 @@ def test_defaults_of_the_schema():
     assert all(getattr(train, name) is None for name in unset)
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("schema", [*SCHEMAS, MaskClassificationConfig])
 def test_omegaconf_reads_the_schemas(schema: type):
     config = OmegaConf.structured(schema)
     assert OmegaConf.to_object(config) == schema() == OmegaConf.to_object(OmegaConf.structured(schema()))
@@ -546,7 +548,7 @@ def test_packaged_m2f_configs_have_the_documented_values(name: str):
         ("model.backbone_out_layers=[0,1,2,true]", "FOUR_LAST or four ascending numbers from 0, found [0, 1, 2, True]"),
         ("model.backbone_out_layers=3", "FOUR_LAST or four ascending numbers from 0, found 3"),
         ("model.decoder={hidden_dim: 3}", "unknown key model.decoder (value {'hidden_dim': 3})"),
-        ("model.model_path=nnunetv2.model.model_m2f", "unknown key model.model_path"),
+        ("train.mask_annealing={start: [0], end: [1]}", "unknown key train.mask_annealing"),
         ("lora.bias=all", "unknown key lora.bias (value 'all')"),
         ("train.gradient_clip=1", "unknown key train.gradient_clip (value 1)"),
         ("gradient_clip=0", "gradient_clip: Input should be greater than 0, found 0"),
@@ -596,9 +598,8 @@ def test_a_loss_of_no_terms_is_told():
     load_m2f(*(f"m2f_train.{term}_coefficient=0" for term in terms[:2]))
 
 
-def test_the_vit_schema_points_to_that_of_m2f():
-    message = refusal("model.model_path=nnunetv2.model.model_m2f")
-    assert "use --config m2f" in message and "\n" not in message
+def test_mask2former_may_be_named_as_the_other_networks_are():
+    assert load_m2f("model.model_path=nnunetv2.model.model_m2f") == load_m2f()
 
 
 @pytest.mark.parametrize("layers", ["FOUR_LAST", [0, 2, 3, 5]])
@@ -624,3 +625,96 @@ def test_files_that_say_that_no_bias_trains_are_read(tmp_path: Path):
     path = tmp_path / "reference.yaml"
     path.write_text("trainer: nnUNetTrainer_m2f\nlora: {bias: none, r: 4}\n")
     assert asdict(load_m2f(name_or_path=str(path)).lora) == {**LORA, "r": 4}
+
+
+# --- EoMT and PMT ---------------------------------------------------------------------------------------------------
+
+# The recipes of their authors; warm-ups are fractions of a training, so that they fit one of any length.
+RECIPES = {
+    "eomt": {
+        **{"initial_lr": 0.0002, "backbone_lr_factor": 0.1, "layer_decay": None, "schedule": "poly"},
+        **{"poly_exponent": 0.9, "warmup_fraction": 0.1, "backbone_warmup_fraction": 0.15},
+    },
+    "pmt": {
+        **{"initial_lr": 0.0002, "layer_decay": None, "schedule": "cosine"},
+        **{"warmup_fraction": 0.3, "backbone_warmup_fraction": None},
+    },
+    "eomt_test_dinov2": {
+        **{"initial_lr": 0.0001, "backbone_lr_factor": 1.0, "layer_decay": 0.8, "schedule": "poly"},
+        **{"poly_exponent": 0.9, "warmup_fraction": 0.1, "backbone_warmup_fraction": 0.15},
+    },
+}
+SHARED_RECIPE = {"optimizer": "adamw", "weight_decay": 0.05, "schedule_interval": "iteration", "num_epochs": 1000}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_packaged_configs_of_eomt_and_pmt_have_the_documented_values(name: str):
+    config, network = load_m2f(name_or_path=name), name.partition("_")[0]
+    assert type(config) is MaskClassificationConfig and config.model.model_path.endswith(f"model_{network}")
+    assert (config.trainer, config.gradient_clip) == ("nnUNetTrainer_m2f", 0.01)
+    assert asdict(config.m2f_train) == {**LOSS, "auxiliary_losses": True}
+    recipe = SHARED_RECIPE | RECIPES.get(name, RECIPES[network])
+    assert values_of(config.train, recipe) == recipe and config.train.mask_annealing is None
+    iterations = (10, 10) if "_test_" in name else (250, 50)
+    assert (config.train.num_iterations_per_epoch, config.train.num_val_iterations_per_epoch) == iterations
+    assert config.mode == ("lora" if name.endswith("_lora") else {"eomt": "full", "pmt": "frozen"}[network])
+    assert config.model.backbone == (name.rpartition("_")[2] if "_test_" in name else "dinov3")
+    for option, default in complete_options(config.model.model_path, {}).items():
+        assert config.model.decoder.get(option, default) == default
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "told"),
+    [
+        ("eomt", "model.freeze_backbone=true", "take PMT, which is made for a frozen backbone (--config pmt)"),
+        ("m2f", "model.model_path=nnunetv2.model.model_upernet", "model_upernet gives dense logits and trains with"),
+        ("eomt", "model.hidden_dim=256", "unknown key model.hidden_dim (value 256)"),
+        ("eomt", "train.gradient_clip=1", "unknown key train.gradient_clip (value 1)"),
+        ("pmt", "model.decoder.queries=3", "unknown key model.decoder.queries (value 3)"),
+        ("pmt", "model.decoder.num_queries=many", "model.decoder.num_queries: Input should be a valid integer"),
+        ("pmt", "model.model_path=nnunetv2.model.model_dpt", "model_dpt gives dense logits and trains with nnUNetTr"),
+        ("pmt", "model.model_path=no.such.module", "module 'no.such.module' not found"),
+        (
+            "pmt",
+            "train.mask_annealing={start: [0, 0.5], end: [1]}",
+            "must be as many numbers, at least one, found 2 and 1",
+        ),
+        ("pmt", "train.mask_annealing={start: [0.5], end: [0.4]}", "not be after its end, found 0.5 and 0.4"),
+        ("pmt", "train.mask_annealing={start: [0], end: [1.5]}", "train.mask_annealing.end[0]: Input should be less"),
+        ("pmt", "train.mask_annealing={start: [-1], end: [1]}", "train.mask_annealing.start[0]: Input should be gre"),
+        ("pmt", "train.mask_annealing={start: [], end: [1]}", "train.mask_annealing.start: Input should be at least"),
+        ("pmt", "train.mask_annealing={start: [0]}", "must be as many numbers, at least one, found 1 and 0"),
+        (
+            "pmt",
+            "train.mask_annealing={start: [0], end: [1], begin: [0]}",
+            "unknown key train.mask_annealing.begin (value [0])",
+        ),
+        ("eomt", "train.layer_decay=2", "train.layer_decay: Input should be less than or equal to 1, found 2"),
+        ("eomt", "train.warmup_epochs=5", "train.warmup_epochs is 5, train.warmup_fraction 0.1: they stand for the"),
+    ],
+)
+def test_what_is_wrong_in_the_schema_of_queries_is_told(config: str, override: str, told: str):
+    with pytest.raises(ExperimentError) as caught:
+        architecture_keywords(load_m2f(override, name_or_path=config), RGB, 2)
+    assert told in str(caught.value) and (config == "m2f" or "\n" not in str(caught.value))
+
+
+@pytest.mark.parametrize("config", ["m2f", "eomt", "pmt"])
+def test_the_vit_schema_points_to_the_configuration_of_a_network_with_queries(config: str):
+    message = refusal(f"model.model_path=nnunetv2.model.model_{config}")
+    assert message.endswith(f"that of nnUNetTrainer_m2f: use --config {config}") and "\n" not in message
+
+
+def test_without_a_choice_the_backbone_trains_where_it_decodes(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    for network, mode in (("eomt", "full"), ("pmt", "frozen")):
+        path.write_text(f"model: {{model_path: nnunetv2.model.model_{network}}}")
+        config = load_m2f(name_or_path=str(path))
+        assert (config.mode, config.model.freeze_backbone) == (mode, mode == "frozen")
+
+
+@pytest.mark.parametrize("command", [TRAIN_VIT, TRAIN_M2F])
+@pytest.mark.parametrize("name", ["eomt", "pmt", "m2f"])
+def test_both_commands_take_every_network_of_mask_classification(command: TrainingCommand, name: str):
+    config = read_experiment(parse_arguments(command, ["1", "2d", "0", "--config", name, "model.pretrained=false"]))
+    assert config.trainer == "nnUNetTrainer_m2f" and config.model.model_path == f"nnunetv2.model.model_{name}"

@@ -12,22 +12,22 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunetv2.experiment.decoder_options import packaged_decoders, read_options
+from nnunetv2.experiment.decoder_options import MASK2FORMER, packaged_decoders, read_options
 from nnunetv2.experiment.derive import architecture_keywords, build_on_meta, derive_plans
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.experiment.schema import load_config, packaged_configs
+from nnunetv2.experiment.schema import find_config, load_config, packaged_configs, read_values
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
-from nnunetv2.training.nnUNetTrainer.segformer_config import SegFormernnUNetConfig
-from nnunetv2.training.nnUNetTrainer.unet_config import UNetConfig
-from nnunetv2.training.nnUNetTrainer.vit_config import M2F_TRAINER, ViTnnUNetConfig
+from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
+from nnunetv2.training.vit.schemas import schema_of
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "documentation" / "decoders"
-PAGES = ("upernet", "segformer", "dpt", "unetr", "primus", "linear")
+PAGES = ("upernet", "segformer", "dpt", "unetr", "primus", "linear", "eomt", "pmt")
 TITLES = ("When to choose it", "Data flow", "Where ours differs", "Options", "Configurations")
 # Modules whose decoder has its page under another name.
 ALIASES = {"nnunetv2.model.model": "nnunetv2.model.model_upernet"}
@@ -41,6 +41,8 @@ WORK = {
     "primus": "2 %",
     "primus_multiscale": "25 %",
     "linear": "0.001 %",
+    "eomt": "8 %",
+    "pmt": "24 %",
 }
 
 
@@ -73,9 +75,8 @@ def test_tables_and_figures_are_those_that_the_script_writes(generate: ModuleTyp
 
 
 def test_every_configuration_is_on_one_page(generate: ModuleType):
-    """Those of Mask2Former and of the U-Net, which have trainers of their own, are on their pages."""
-    elsewhere = (M2F_TRAINER, UNetConfig.trainer)
-    others = [name for name in packaged_configs() if generate.read_config(name).trainer not in elsewhere]
+    """Those of Mask2Former and of the U-Net are on pages elsewhere."""
+    others = [name for name in packaged_configs() if generate.module_of(name) not in (MASK2FORMER, None)]
     assert sorted(name for page in PAGES for name in generate.configs_of(page)) == others
 
 
@@ -100,7 +101,8 @@ def test_a_page_has_what_a_reader_looks_for(page: str, generate: ModuleType):
 def test_the_yaml_of_a_page_is_of_its_decoder_and_can_be_built(page: str, generate: ModuleType, tmp_path: Path):
     (example,) = blocks(page, "yaml")
     (tmp_path / "example.yaml").write_text(example)
-    config = load_config(ViTnnUNetConfig, str(tmp_path / "example.yaml"))
+    trainer = yaml.safe_load(example).get("trainer", ViTnnUNetConfig.trainer)
+    config = load_config(schema_of(trainer), str(tmp_path / "example.yaml"))
     assert config.model.model_path == generate.DECODERS[page].module and config.model.decoder
     assert derive_plans(plans(), "2d", DATASET_JSON, config, "example")
 
@@ -113,7 +115,7 @@ def test_the_commands_of_a_page_are_accepted(page: str):
         is_vit = command == "nnUNetv2_train_vit"
         config = re.search(r"--config (\w+)", rest)[1] if is_vit else "segformer_default"
         overrides = [word.strip("'") for word in rest.split() if "=" in word]
-        assert load_config(ViTnnUNetConfig if is_vit else SegFormernnUNetConfig, config, overrides)
+        assert load_config(schema_of(read_values(find_config(config))["trainer"]), config, overrides)
 
 
 @pytest.mark.integration
@@ -125,13 +127,13 @@ def test_what_the_decoders_cost(generate: ModuleType):
         keywords = architecture_keywords(config, RGB, 2)
         architecture = {"network_class_name": f"{config.model.model_path}.create_segmentation_model"}
         configuration = {"architecture": {**architecture, "arch_kwargs": keywords}, "normalization_schemes": RGB}
-        network = build_on_meta(configuration, 4).eval()
+        network, image = build_on_meta(configuration, 4).eval(), torch.empty(1, 3, 512, 512, device="meta")
         with torch.no_grad():
             with FlopCounterMode(display=False) as backbone:
-                features = network.encode(torch.empty(1, 3, 512, 512, device="meta"))
-            with FlopCounterMode(display=False) as decoder:
-                network.decode(features, (512, 512))
-        share = 100 * decoder.get_total_flops() / backbone.get_total_flops()
+                network.encode(image)
+            with FlopCounterMode(display=False) as whole:
+                network(image)
+        share = 100 * (whole.get_total_flops() / backbone.get_total_flops() - 1)
         # a share of one digit is rounded more coarsely
         assert share == pytest.approx(float(told.removesuffix(" %")), rel=0.25 if share < 10 else 0.05)
         assert re.search(rf"(?<![\d.]){told}", text)
@@ -149,7 +151,7 @@ def test_the_shapes_of_a_figure_are_those_of_the_network(page: str, generate: Mo
     for variant, options in figure.variants.items():
         model, shapes = run_and_record(figure.module, options)
         symbols = {"C": IMAGE_CHANNELS, "K": CLASSES, "D": model.embed_dim, "h": GRID[0], "w": GRID[1]}
-        symbols |= {"H": PATCH * GRID[0], "W": PATCH * GRID[1]}
+        symbols |= {"Q": 100, "P": model.backbone.num_prefix_tokens, "H": PATCH * GRID[0], "W": PATCH * GRID[1]}
         for name, box in figure.boxes.items():
             if box.variant in ("", variant):
                 expected, found = numbers(box.shape, symbols), shapes[box.source]
@@ -181,6 +183,9 @@ def run_and_record(module: str, options: dict) -> tuple[nn.Module, dict[str, tup
     with torch.no_grad():
         features = [x for x in model.encode(image) if x.shape != image.shape]
         record("logits", model(image))
+        if hasattr(model, "forward_queries"):
+            for name, value in model.forward_queries(image).items():
+                record(f"queries.{name}", value)
     for i, x in enumerate(features):
         record(f"features.{i}", x)
     record("features.-1", features[-1])

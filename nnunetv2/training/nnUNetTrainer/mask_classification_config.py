@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Optional
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from dinov3.configuration.schema import Section, rule
+from dinov3.configuration.schema import Problem, Section, rule
 from dinov3.configuration.yaml_files import find_path
 from dinov3.eval.segmentation.config import M2FTrainConfig as LossDefaults
 from nnunetv2.experiment.decoder_options import EOMT, MASK_CLASSIFICATION
@@ -100,14 +100,16 @@ class M2FTrainConfig(LossDefaults):
 class MaskAnnealingConfig(Section):
     """When masked attention is annealed away: key `train.mask_annealing` (see `mask_annealing`)."""
 
-    start: Fractions
-    end: Fractions
+    start: Fractions = field(default_factory=list)
+    end: Fractions = field(default_factory=list)
 
     def problems(self) -> Iterator[str]:
         """Yield what is impossible about combinations of values."""
         name = "train.mask_annealing"
-        if len(self.start) != len(self.end):
-            yield f"{name}.start and {name}.end must be as many numbers, found {len(self.start)} and {len(self.end)}"
+        keys = (f"{name}.start", f"{name}.end")
+        if not self.start or len(self.start) != len(self.end):
+            counts = f"{len(self.start)} and {len(self.end)}"
+            yield Problem(f"{' and '.join(keys)} must be as many numbers, at least one, found {counts}", keys)
             return
         for start, end in zip(self.start, self.end, strict=True):
             if start > end:

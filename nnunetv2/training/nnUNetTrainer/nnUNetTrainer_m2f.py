@@ -22,6 +22,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
 from nnunetv2.training.vit.loss_curves import TERMS, curve_names, draw_terms
 from nnunetv2.training.vit.mask_annealing import mask_probabilities
 from nnunetv2.training.vit.online_metrics import count_pixels
+from nnunetv2.training.vit.schedule import EpochSchedule
 from nnunetv2.training.vit.schedule_curves import draw_schedule, named_groups
 
 
@@ -75,7 +76,7 @@ class nnUNetTrainer_m2f(nnUNetTrainer_vit):
     def on_train_start(self) -> None:
         """Start as nnU-Net does, and draw how learning rates and masks will change."""
         super().on_train_start()
-        if self.local_rank == 0:
+        if self.local_rank == 0 and isinstance(self.lr_scheduler, EpochSchedule):  # a subclass may have another
             draw_schedule(
                 Path(self.output_folder) / "training_schedule.png",
                 self.num_epochs,

@@ -13,7 +13,7 @@ MAX_POINTS = 500  # of a curve
 Curves = dict[str, list[float]]
 
 
-def sampled_epochs(num_epochs: int, iterations_per_epoch: int) -> list[tuple[int, int]]:
+def sampled_steps(num_epochs: int, iterations_per_epoch: int) -> list[tuple[int, int]]:
     """Pairs of epoch and iteration, at most `MAX_POINTS`, evenly spaced over a training from its first to its last."""
     last = num_epochs * iterations_per_epoch - 1
     count = min(last + 1, MAX_POINTS)
@@ -72,7 +72,7 @@ def draw_schedule(
         rates_at: epoch and iteration to the learning rates of all parameter groups.
         probabilities_at: epoch and iteration to the probabilities of the masked blocks, which may be none.
     """
-    steps = sampled_epochs(num_epochs, iterations_per_epoch)
+    steps = sampled_steps(num_epochs, iterations_per_epoch)
     epochs = [epoch + iteration / iterations_per_epoch for epoch, iteration in steps]
     found = [rates_at(*step) for step in steps]
     rates = {name: [rate[i] for rate in found] for name, i in groups.items()}
