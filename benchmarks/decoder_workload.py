@@ -7,13 +7,13 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from packaged_decoders import FORMS, MASK2FORMER_FORMS, build_network, create_loss, read_form
+from packaged_decoders import FORMS, MASK_CLASSIFICATION_FORMS, build_network, create_loss, read_form
 
 from dinov3.eval.segmentation.precision import autocast_for
 from nnunetv2.training.vit.optimizer import create_optimizer, parameter_groups
 
 NUM_CLASSES = 3
-EVERY_FORM = FORMS | MASK2FORMER_FORMS
+EVERY_FORM = FORMS | MASK_CLASSIFICATION_FORMS
 
 
 class Task(NamedTuple):

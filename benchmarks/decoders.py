@@ -4,17 +4,17 @@ usage: python benchmarks/decoders.py [--backbone dinov3] [--size base] [--image 
            [--rounds 3] [--repetitions 3] [--forms NAME ...] [--parts] [--plot FILE.png] [--set KEY=VALUE ...]
 
 One table per device: medians, least and greatest values, and ratios to the linear probe of the same run. The network is
-that of the packaged configuration from random weights, the backbone frozen; `--set` changes all configurations, such as
-train.precision=bfloat16. A forward pass is one in evaluation without gradients; a training step is forward, loss,
-backward and a step of the optimiser.
+that of the packaged configuration from random weights, the backbone frozen (but EoMT's, which must train); `--set`
+changes all configurations, such as train.precision=bfloat16. A forward pass is one in evaluation without gradients; a
+training step is forward, loss, backward and a step of the optimiser.
 
 Each decoder is measured in a process of its own, so that its peak memory is its own (CPU: the resident memory of the
 process, libraries and backbone included; GPU: what PyTorch had allocated). In every round all decoders have their turn,
 in every second round in reverse order: what slows the machine down for a while hits no decoder alone. On a CPU that has
 other work, OMP_NUM_THREADS=1 gives steadier times: threads that wait for each other suffer most from it.
 
-Mask2Former, which has a schema and a loss of its own, is measured where --forms names it: `mask2former` is the packaged
-configuration `m2f`, `mask2former 2048` the same with the reference's hidden_dim.
+Networks of mask classification, which have a loss of their own, are measured where --forms names them: `mask2former` is
+the packaged configuration `m2f`, `mask2former 2048` the same with the reference's hidden_dim; `eomt` and `pmt`.
 
 With --parts also where the time goes within each decoder: forward by module, and forward and backward by operator.
 """
@@ -45,7 +45,7 @@ BASELINE = "linear"
 # Loaded once; the process of each measurement is a copy of the one that has loaded them.
 PRELOADED = [
     "nnunetv2.experiment.derive",
-    *(f"nnunetv2.model.model_{name}" for name in ("segformer", "dpt", "m2f")),
+    *(f"nnunetv2.model.model_{name}" for name in ("segformer", "dpt", "m2f", "eomt", "pmt")),
 ]
 
 

@@ -1,15 +1,17 @@
-"""Let Mask2Former overfit crops of four real images: what it cannot draw, it cannot be trained to draw.
+"""Let a network of mask classification overfit crops of four real images: what it cannot draw, it cannot be trained to
+draw.
 
-usage: python benchmarks/overfit_m2f.py RAW_FOLDER [--dataset Dataset101_LESAV] [--backbone dinov3] [--side 256]
-           [--steps 200] [--to-the-end] [--picture FILE.png]
+usage: python benchmarks/overfit_m2f.py RAW_FOLDER [--network m2f] [--dataset Dataset101_LESAV] [--backbone dinov3]
+           [--side 256] [--steps 200] [--to-the-end] [--picture FILE.png]
 
 RAW_FOLDER is nnU-Net's raw folder. Four training images, spread evenly over the data set, give their `side` × `side`
 crop with most foreground, at full resolution. All labels count as foreground. The network is that of the packaged
-configuration `m2f` with a tiny backbone from random weights, all of it trained, hidden_dim 64, 20 queries, and 256
-channels instead of 4,096 inside of the head's feed-forward networks. As the trainer does, it compares the masks of
-`DenseToM2FTargetConverter` with all layers, at 4,096 points per mask instead of 12,544, and trains with AdamW and a
-maximum gradient norm of 10. Every step sees two of the four crops; the learning rate warms up to 0.002 within 20
-steps and falls to zero along a cosine.
+configuration `m2f`, `eomt` or `pmt` with a tiny backbone from random weights, all of it trained, and 20 queries;
+Mask2Former has hidden_dim 64, and 256 channels instead of 4,096 inside of the head's feed-forward networks. As the
+trainer does, it compares the masks of `DenseToM2FTargetConverter` with all layers, at 4,096 points per mask instead of
+12,544, and trains with AdamW and the configuration's maximum gradient norm. Masked attention is annealed away, block by
+block, over the steps from an eighth to three quarters of all. Every step sees two of the four crops; the learning rate
+warms up to 0.002 within 20 steps and falls to zero along a cosine.
 
 Every 20 steps the dense logits in evaluation mode are compared with the truth. Exits with 1 if the mean Dice over the
 crops does not exceed 0.85 within the steps.
@@ -31,14 +33,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunetv2.model.backbone import FAMILIES
+from nnunetv2.training.vit.mask_annealing import mask_probabilities
 
 TARGET, CROPS, PER_STEP, CLASSES, CHECK_EVERY = 0.85, 4, 2, 2, 20
 LEARNING_RATE, WARM_UP = 2e-3, 20
-SETTINGS = (
+SHARED = (
     *("model.backbone_size=tiny", "model.pretrained=false", "model.freeze_backbone=false"),
-    *("model.hidden_dim=64", "model.num_queries=20", "m2f_train.num_points=4096"),
+    "m2f_train.num_points=4096",
 )
-FEED_FORWARD = 256  # instead of 4,096, which no configuration changes
+SETTINGS = {
+    "m2f": (*SHARED, "model.hidden_dim=64", "model.num_queries=20"),
+    "eomt": (*SHARED, "model.decoder.num_queries=20"),
+    "pmt": (*SHARED, "model.decoder.num_queries=20"),
+}
+# Of Mask2Former instead of 4,096, which no configuration changes
+UNCONFIGURED = {"m2f": {"dim_feedforward": 256}}
+ANNEALED_FROM, ANNEALED_TO = 1 / 8, 3 / 4
 
 
 class Fit(NamedTuple):
@@ -83,11 +93,11 @@ def cut_sample(path: Path, side: int) -> Sample:
 # --- the training ---------------------------------------------------------------------------------------------------
 
 
-def create(backbone: str, channels: int) -> tuple[nn.Module, MaskLoss, float]:
+def create(name: str, backbone: str, channels: int) -> tuple[nn.Module, MaskLoss, float]:
     """Build network and loss from a small configuration; return its maximum gradient norm as well."""
-    config = read_form(Form("m2f", SETTINGS), [f"model.backbone={backbone}"])
+    config = read_form(Form(name, SETTINGS[name]), [f"model.backbone={backbone}"])
     torch.manual_seed(0)
-    network = build_network(config, CLASSES, channels, PER_STEP, dim_feedforward=FEED_FORWARD)
+    network = build_network(config, CLASSES, channels, PER_STEP, **UNCONFIGURED.get(name, {}))
     return network, create_mask_loss(config, CLASSES), config.gradient_clip
 
 
@@ -98,6 +108,15 @@ def create_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim
         return min(1.0, (step + 1) / WARM_UP) * (1 + np.cos(np.pi * step / steps)) / 2
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def masks_at(progress: float, blocks: int) -> list[float]:
+    """How likely masks apply: one block after the other from 1 to 0 as the training progresses from 0 to 1."""
+    return mask_probabilities(
+        progress,
+        [ANNEALED_FROM + (ANNEALED_TO - ANNEALED_FROM) * block / blocks for block in range(blocks)],
+        [ANNEALED_FROM + (ANNEALED_TO - ANNEALED_FROM) * (block + 1) / blocks for block in range(blocks)],
+    )
 
 
 @torch.no_grad()
@@ -122,12 +141,13 @@ def train(samples: Sequence[Sample], args: argparse.Namespace) -> Fit:
         args: those of the command.
     """
     images, truths = (torch.cat([sample[i] for sample in samples]) for i in (1, 2))
-    network, loss, largest_norm = create(args.backbone, images.shape[1])
+    network, loss, largest_norm = create(args.network, args.backbone, images.shape[1])
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0)
     schedule = create_schedule(optimizer, args.steps)
     passed, best = None, Fit(None, [-1.0], truths[:, 0])
     for step in tqdm(range(1, args.steps + 1), desc="steps", leave=False):
         optimizer.zero_grad()
+        network.set_mask_probabilities(masks_at(step / args.steps, network.num_masked_blocks))
         chosen = torch.randperm(len(images))[:PER_STEP]
         queries = network.train()(images[chosen])
         total = loss(queries, truths[chosen])
@@ -171,6 +191,7 @@ def main() -> None:
     """Train, draw and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("raw", type=Path)
+    parser.add_argument("--network", default="m2f", choices=list(SETTINGS))
     parser.add_argument("--dataset", default="Dataset101_LESAV")
     parser.add_argument("--backbone", default="dinov3", choices=list(FAMILIES))
     parser.add_argument("--side", type=int, default=256, help="of the crops, in pixels")

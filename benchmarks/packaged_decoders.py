@@ -14,8 +14,8 @@ from nnunetv2.experiment.schema import find_config, load_config, read_values
 from nnunetv2.model.backbone import weights_follow
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.m2f_utils import DenseToM2FTargetConverter
+from nnunetv2.training.nnUNetTrainer.mask_classification_config import MaskClassificationConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.schemas import schema_of
 
@@ -27,7 +27,7 @@ class Form(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-Config = ViTnnUNetConfig | M2FnnUNetConfig
+Config = ViTnnUNetConfig | MaskClassificationConfig
 MaskLoss = Callable[[dict, Tensor], Tensor]
 FORMS = {
     "linear": Form("linear"),
@@ -42,9 +42,11 @@ FORMS = {
     "primus": Form("primus"),
     "primus multiscale": Form("primus_multiscale"),
 }
-MASK2FORMER_FORMS = {
+MASK_CLASSIFICATION_FORMS = {
     "mask2former": Form("m2f"),
     "mask2former 2048": Form("m2f", ("model.hidden_dim=2048",)),
+    "eomt": Form("eomt"),
+    "pmt": Form("pmt"),
 }
 
 # Random weights, all of them trained.
@@ -82,10 +84,12 @@ def build_network(
 
 def create_loss(config: Config, num_classes: int) -> Callable[[Any, Tensor], Tensor]:
     """The loss of a configuration's trainer, of what the network returns in training and of labels (B, 1, H, W)."""
-    return create_mask_loss(config, num_classes) if isinstance(config, M2FnnUNetConfig) else create_dense_loss()
+    if isinstance(config, MaskClassificationConfig):
+        return create_mask_loss(config, num_classes)
+    return create_dense_loss()
 
 
-def create_mask_loss(config: M2FnnUNetConfig, num_classes: int) -> MaskLoss:
+def create_mask_loss(config: MaskClassificationConfig, num_classes: int) -> MaskLoss:
     """Mask classification of all layers."""
     loss = MaskClassificationLoss(num_labels=num_classes, **asdict(config.m2f_train))
     convert = DenseToM2FTargetConverter(ignore_label=None)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import Eva, VisionTransformer
 from torch import Tensor
 
 from dinov3.models.features import final_norm, get_vit_tokens
@@ -41,7 +40,7 @@ class EoMTSegmentationModel(AnnealedMaskModel, LastLayerModel):
         backbone_options: see `ViTSegmentationModel`; the feature layer is the last block.
 
     Raises:
-        ValueError: fewer queries than classes, a frozen ViT, one that cannot be given queries, or an impossible number.
+        ValueError: fewer queries than classes, a frozen ViT, or an impossible number of blocks.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class EoMTSegmentationModel(AnnealedMaskModel, LastLayerModel):
                 "false or lora.enabled=true, or take PMT, which is made for a frozen one (nnunetv2.model.model_pmt, "
                 "--config pmt)"
             )
-        check_backbone(self.backbone)
         depth = len(self.backbone.blocks)
         self.decoder = QueryDecoder(
             self.embed_dim, num_classes, num_queries, num_query_blocks(num_blocks, depth), self.patch_size
@@ -124,20 +122,6 @@ def _with_queries(rope: Tensor, num_queries: int) -> Tensor:
     """
     sines, cosines = rope.new_zeros(2, *rope.shape[:-2], num_queries, rope.shape[-1] // 2).unbind()
     return torch.cat([torch.cat([sines, cosines + 1], dim=-1), rope], dim=-2)
-
-
-def check_backbone(backbone: torch.nn.Module) -> None:
-    """Check that queries can run through the blocks of a ViT.
-
-    Raises:
-        ValueError: its blocks take no mask, or know their tokens by their places.
-    """
-    vit = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # peft wraps it
-    if not isinstance(vit, (Eva, VisionTransformer)):
-        raise ValueError(
-            f"EoMT cannot add queries to the blocks of timm's {type(vit).__name__}; allowed: the classes "
-            "VisionTransformer and Eva"
-        )
 
 
 def num_query_blocks(num_blocks: int | str, depth: int) -> int:

@@ -52,6 +52,8 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("model_linear", {}),
     "linear on four maps": ("model_linear", {"out_layers": [0, 1, 2, 3]}),
     "mask2former": ("model_m2f", {"hidden_dim": 32, "dim_feedforward": 64, "num_queries": 7}),
+    "eomt": ("model_eomt", {"num_queries": 7}),
+    "pmt": ("model_pmt", {"num_queries": 7}),
 }
 TINY_VIT = {"embed_dim": 96, "depth": 4, "num_heads": 3, "n_storage_tokens": 4, "layerscale_init": 1e-5}
 TINY_HEAD = {"hidden_dim": 32, "num_classes": 3, "num_queries": 7, "dim_feedforward": 64}
@@ -75,6 +77,7 @@ def cases() -> dict[str, Callable[[], nn.Module]]:
     models["whole model"] = lambda: decoder("linear")
     models["whole model with full fine-tuning"] = lambda: decoder("linear", freeze_backbone=False)
     models["whole model with lora"] = lambda: decoder("linear", use_lora=True)
+    models["eomt with lora"] = lambda: decoder("eomt", use_lora=True)
     models["mask2former with lora"] = lambda: decoder("mask2former", use_lora=True)
     for name in ARCHITECTURES:
         models[f"hub {name}"] = lambda name=name: create_model(name, pretrained=False)

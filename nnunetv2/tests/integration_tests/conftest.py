@@ -255,31 +255,31 @@ def trained(workplace: Workplace) -> Workplace:
     return workplace
 
 
-def train_until_something_is_found(workplace: Workplace, network: str, *overrides: str) -> Workplace:
+def train_queries(workplace: Workplace, network: str, *overrides: str) -> Workplace:
     """Train a tiny network of mask classification in a results folder of its own, with the command of any decoder."""
     place = workplace.with_results(f"results_{network}")
     config = place.root / f"{network}_tiny.yaml"
-    counts = ("train.num_epochs=3", "train.num_iterations_per_epoch=15", "train.schedule=poly")
-    place.run("nnUNetv2_train_vit", DATASET_ID, "2d", 0, "--config", config, "-device", "cpu", *counts, *overrides)
+    place.run("nnUNetv2_train_vit", DATASET_ID, "2d", 0, "--config", config, "-device", "cpu", *overrides)
     return place
 
 
 @pytest.fixture(scope="session")
 def trained_m2f(workplace: Workplace) -> Workplace:
-    """A Mask2Former, `m2f_tiny`."""
-    return train_until_something_is_found(workplace, "m2f")
+    """A Mask2Former, `m2f_tiny`, trained until it finds something."""
+    counts = ("train.num_epochs=3", "train.num_iterations_per_epoch=15", "train.schedule=poly")
+    return train_queries(workplace, "m2f", *counts)
 
 
 @pytest.fixture(scope="session")
 def trained_eomt(workplace: Workplace) -> Workplace:
     """An EoMT, `eomt_tiny`."""
-    return train_until_something_is_found(workplace, "eomt")
+    return train_queries(workplace, "eomt")
 
 
 @pytest.fixture(scope="session")
 def trained_pmt(workplace: Workplace) -> Workplace:
-    """A PMT, `pmt_tiny`, whose backbone trains."""
-    return train_until_something_is_found(workplace, "pmt", "model.freeze_backbone=false")
+    """A PMT, `pmt_tiny`, on a frozen backbone."""
+    return train_queries(workplace, "pmt")
 
 
 @pytest.fixture

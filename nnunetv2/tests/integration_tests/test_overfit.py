@@ -1,11 +1,14 @@
-"""Every packaged decoder, with every backbone family, overfits one real image (`benchmarks/overfit.py`)."""
+"""Every packaged decoder, with every backbone family, overfits one real image (`benchmarks/overfit.py`), and every
+network of mask classification four (`benchmarks/overfit_m2f.py`)."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import overfit
+import overfit_m2f
 import pytest
 from packaged_decoders import FORMS
 
@@ -22,14 +25,18 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     """Call the benchmark in this process; return what it exits with."""
 
     def run(*arguments: object) -> Any:
-        monkeypatch.setattr(sys, "argv", ["overfit.py", *map(str, arguments)])
-        try:
-            overfit.main()
-        except SystemExit as end:
-            return end.code
-        return 0
+        return call(monkeypatch, overfit, *arguments)
 
     return run
+
+
+def call(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *arguments: object) -> Any:
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+    try:
+        module.main()
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def options_for(family: str, *forms: str) -> tuple[object, ...]:
@@ -51,6 +58,13 @@ def test_a_decoder_overfits_an_image_on_patches_of_another_size(benchmark: Bench
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "dinov3"])
 def test_every_decoder_overfits_an_image_with_every_family(benchmark: Benchmark, family: str, real_data: Path):
     assert benchmark(real_data, *options_for(family, *FORMS)) == 0
+
+
+@pytest.mark.parametrize("network", ["eomt", "pmt", pytest.param("m2f", marks=pytest.mark.nightly)])
+def test_every_network_of_mask_classification_overfits_four_images(
+    network: str, monkeypatch: pytest.MonkeyPatch, real_data: Path
+):
+    assert call(monkeypatch, overfit_m2f, real_data, "--network", network, "--side", 160, "--steps", 160) == 0
 
 
 def test_what_is_not_learned_is_told(benchmark: Benchmark, real_data: Path):

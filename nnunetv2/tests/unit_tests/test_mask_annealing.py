@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from example_plans import DATASET_JSON, PLANS
+from stored_folds import FOLDER
 
 from nnunetv2.experiment.derive import derive_plans
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.mask_annealing import default_annealing
-from nnunetv2.experiment.plans import differences_from, restore
+from nnunetv2.experiment.plans import as_stored, differences_between, differences_from, restore
 from nnunetv2.experiment.schema import build
 from nnunetv2.training.nnUNetTrainer.m2f_config import M2FnnUNetConfig
 from nnunetv2.training.nnUNetTrainer.mask_classification_config import MaskClassificationConfig
@@ -98,6 +99,13 @@ def test_plans_hold_the_schedule_and_are_continued_without_it(network: str):
     assert list(differences_from(plans, "2d", DATASET_JSON, config)) == []
     other = read(network, mask_annealing={"start": [0, 0], "end": [1, 1]})
     assert any("train.mask_annealing.end" in line for line in differences_from(plans, "2d", DATASET_JSON, other))
+
+
+def test_plans_of_mask2former_that_are_older_than_the_other_networks_are_its_own():
+    stored = json.loads((FOLDER / "m2f" / "plans.json").read_text())["configurations"]["2d"]
+    restored = restore(M2FnnUNetConfig, stored)
+    assert type(restored) is M2FnnUNetConfig and (restored.model.hidden_dim, restored.model.num_queries) == (32, 8)
+    assert list(differences_between(stored["vit"], as_stored(restored))) == []  # further folds are of one experiment
 
 
 def test_a_schedule_of_another_number_of_blocks_is_told():

@@ -12,17 +12,20 @@ from nnunetv2.experiment.decoder_options import MASK2FORMER, packaged_decoders
 from nnunetv2.model.backbone import create_backbone, weights_follow
 from nnunetv2.model.lora import disable_lora, enable_lora
 from nnunetv2.model.model_dpt import DPTSegmentationModel
+from nnunetv2.model.model_eomt import EoMTSegmentationModel
 from nnunetv2.model.model_segformer import SegFormerSegmentationModel, create_segformer_model
 from nnunetv2.model.model_upernet import UperNetSegmentationModel
 from nnunetv2.model.segmentation_model import ViTSegmentationModel
 
+EOMT, PMT = "nnunetv2.model.model_eomt", "nnunetv2.model.model_pmt"
+MODULES = {*packaged_decoders(), MASK2FORMER, EOMT, PMT}
 FACTORIES = {
-    **{module: import_module(module).create_segmentation_model for module in (*packaged_decoders(), MASK2FORMER)},
+    **{module: import_module(module).create_segmentation_model for module in sorted(MODULES)},
     "create_segformer_model": create_segformer_model,
 }
 CLASSES = {
     name: member
-    for module in (*packaged_decoders(), MASK2FORMER)
+    for module in sorted(MODULES)
     for name, member in vars(import_module(module)).items()
     if inspect.isclass(member)
     and issubclass(member, ViTSegmentationModel)
@@ -48,7 +51,8 @@ def on_meta():
 def test_without_arguments_it_is_dinov3_large_frozen_with_one_class(create, on_meta):
     model = create()
     assert model.embed_dim == 1024 and len(model.backbone.blocks) == 24 and model.num_classes == 1
-    assert model.mode == "frozen" and model.backbone_patch_size == model.patch_size == 16
+    assert model.mode == ("full" if create is EoMTSegmentationModel else "frozen")
+    assert model.backbone_patch_size == model.patch_size == 16
 
 
 @every_factory
@@ -73,7 +77,7 @@ def test_signatures_tell_the_published_order(called):
     parameters = inspect.signature(called).parameters
     assert list(parameters)[:3] == PUBLISHED_ORDER
     assert [parameters[name].default for name in PUBLISHED_ORDER] == ["dinov3", "large", 1]
-    assert len(CLASSES) == 8
+    assert len(CLASSES) == 10
 
 
 def test_the_backbones_options_keep_the_published_order():
