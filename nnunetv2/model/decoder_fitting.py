@@ -16,7 +16,7 @@ from dinov3.weights.layouts import WeightFile
 from nnunetv2.model.decoder_layouts import DECODER_LAYOUTS, DecoderFile
 from nnunetv2.model.mask_classification import MaskClassificationModel
 
-NOT_THE_DECODER = ("backbone.", "input_")
+NOT_THE_DECODER = ("backbone.", "input_mean", "input_std")
 STEM = "adapter.spm.stem.0.weight"  # the one layer of a decoder that sees the image
 
 State = dict[str, Tensor]
