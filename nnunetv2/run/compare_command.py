@@ -1,14 +1,18 @@
 """The command `nnUNetv2_vit_compare`: a report on trainings that no study started."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from dinov3.errors import ExperimentError
+from nnunetv2.experiment.groups import read_groups
 from nnunetv2.run.arguments import OneSentenceParser
-from nnunetv2.run.held_out_arguments import add_test_arguments, held_out_of
+from nnunetv2.run.held_out_arguments import add_report_arguments, check_processes, held_out_of, print_path
+from nnunetv2.study.report.libraries import check_libraries
 
 COMMAND = "nnUNetv2_vit_compare"
+INTERRUPTED = 130
 
 
 def run_compare_entry(arguments: Sequence[str] | None = None) -> None:
@@ -23,6 +27,8 @@ def run_compare_entry(arguments: Sequence[str] | None = None) -> None:
         compare(args)
     except ExperimentError as error:
         parser.exit(2, f"{COMMAND}: error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(INTERRUPTED, f"{COMMAND}: stopped; the same command goes on from the cases that were measured\n")
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -43,13 +49,12 @@ def create_parser() -> argparse.ArgumentParser:
     add("-d", required=True, metavar="DATASET", help="data set, such as 111 or Dataset111_LESAV_AV")
     add("-c", required=True, metavar="CONFIGURATION", help="configuration, such as 2d")
     add("-o", required=True, type=Path, metavar="FOLDER", help="the folder to write")
-    add("-f", nargs="+", metavar="FOLD", help="folds (default: all that were trained)")
+    add("-f", nargs="+", metavar="FOLD", help="folds (default: all trained ones; `all` only if it is alone)")
     add("--baseline", metavar="EXPERIMENT", help="what the others are compared with (default: the first)")
     add("--groups", type=Path, metavar="CSV", help="file with the columns case and group, for grouped resampling")
     add("--tubular", nargs="+", type=int, default=[], metavar="LABEL", help="labels of tubular structures")
     add("--nsd-tolerance", type=float, default=1.0, help="of the surface Dice, in mm or pixels (default: %(default)s)")
-    add("--processes", type=int, metavar="N", help="that measure the cases (default: one per core)")
-    add_test_arguments(parser, "cuda", "cuda")
+    add_report_arguments(parser, "cuda", "cuda")
     return parser
 
 
@@ -59,12 +64,11 @@ def compare(args: argparse.Namespace) -> None:
     Raises:
         ExperimentError: something is wrong that the user can put right.
     """
-    if not args.nsd_tolerance >= 0:
-        raise ExperimentError(f"--nsd-tolerance must be at least 0, found {args.nsd_tolerance}")
-    if args.processes is not None and args.processes < 1:
-        raise ExperimentError(f"--processes must be at least 1, found {args.processes}")
+    if not 0 < args.nsd_tolerance < math.inf:
+        raise ExperimentError(f"--nsd-tolerance must be a number above 0, found {args.nsd_tolerance}")
+    check_processes(args.processes)
+    check_libraries()
     # pandas and matplotlib are loaded here: `--help` is answered at once
-    from nnunetv2.experiment.groups import read_groups
     from nnunetv2.study.report.folders import comparison_of_folders
     from nnunetv2.study.report.write import write_report
 
@@ -79,4 +83,4 @@ def compare(args: argparse.Namespace) -> None:
         nsd_tolerance=args.nsd_tolerance,
     )
     write_report(comparison, args.o, args.processes, held_out_of(args.test, args.device))
-    print(f"the report is {args.o / 'report.html'}")
+    print_path(args.o)

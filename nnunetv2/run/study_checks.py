@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinov3.configuration.schema import refuse
-from nnunetv2.experiment.dataset import check_fold, find_dataset, preprocessed_folder, read_dataset_json
+from nnunetv2.experiment.dataset import (
+    check_fold,
+    find_dataset,
+    preprocessed_folder,
+    read_base_plans,
+    read_dataset_json,
+)
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import (
     check_experiment,
@@ -23,7 +29,7 @@ from nnunetv2.run.arguments import TrainingArguments, parse_arguments
 from nnunetv2.run.cpu_cores import check_process_counts
 from nnunetv2.run.train_experiment import base_plans, check_training_cases, derive, read_experiment
 from nnunetv2.run.training_commands import TRAIN_VIT
-from nnunetv2.study.config import StudyConfig
+from nnunetv2.study.config import ALL, StudyConfig
 from nnunetv2.study.runs import Run, study_folder
 from nnunetv2.study.state import CHECKPOINTS, has_checkpoint, is_validated
 
@@ -48,11 +54,13 @@ def check_runs(study: StudyConfig, runs: Sequence[Run], device: "torch.device | 
         ExperimentError: something is wrong that the user can put right; all experiments that are wrong are named.
     """
     from nnunetv2.experiment.disk import check_disk_space
+    from nnunetv2.study.split import write_split
 
     check_process_counts()
     folder = preprocessed_folder(find_dataset(str(study.dataset)))
     for fold in study.folds:
         check_fold(folder, str(fold))
+    split = _missing_split(study, folder)
     needed, sizes, problems = 0, [0], []
     for name in dict.fromkeys(run.plans_name for run in runs):
         same_plans = [run for run in runs if run.plans_name == name]
@@ -66,8 +74,8 @@ def check_runs(study: StudyConfig, runs: Sequence[Run], device: "torch.device | 
     refuse(dict.fromkeys(problems), f"the study {study.name!r}")
     check_disk_space(Path(str(nnUNet_results)), needed + num_workers * MORE_WHILE_TRAINING * max(sizes))
     _create_folder(study)
-    if set(study.folds) != {"all"}:
-        _create_split(study, folder)
+    if split:
+        write_split(folder, split)
 
 
 def _check_plans(runs: Sequence[Run], folder: Path, device: "torch.device | None") -> int:
@@ -144,8 +152,10 @@ def _create_folder(study: StudyConfig) -> None:
         raise ExperimentError(f"cannot write into {folder}")
 
 
-def _create_split(study: StudyConfig, folder: Path) -> None:
-    from nnunetv2.study.split import create_split
+def _missing_split(study: StudyConfig, folder: Path) -> list[dict[str, list[str]]]:
+    from nnunetv2.study.split import SPLIT, new_split
 
-    plans = read_plans(folder, study.plans)
-    create_split(folder, folder / resolve(plans, study.configuration)["data_identifier"])
+    if study.folds == [ALL] or (folder / SPLIT).is_file():
+        return []
+    plans = read_base_plans(folder, study.plans, study.configuration)
+    return new_split(folder / resolve(plans, study.configuration)["data_identifier"])

@@ -3,29 +3,26 @@
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.run.arguments import OneSentenceParser
 from nnunetv2.run.devices import DEVICES
-from nnunetv2.run.held_out_arguments import add_test_arguments, held_out_of
+from nnunetv2.run.held_out_arguments import add_report_arguments, check_processes, held_out_of, print_path
 from nnunetv2.run.study_checks import check_runs
-from nnunetv2.run.study_workers import cores_of, local_workers
+from nnunetv2.run.study_on_slurm import add_slurm_options, submit_study, wait_for_jobs
+from nnunetv2.run.study_workers import local_workers
 from nnunetv2.study.comparison import comparison_of
 from nnunetv2.study.config import StudyConfig, read_study
 from nnunetv2.study.display import PlainDisplay, TerminalDisplay
 from nnunetv2.study.local import run_locally
 from nnunetv2.study.progress import read_progress, table
-from nnunetv2.study.runs import Run, expand, study_folder
+from nnunetv2.study.report.libraries import check_libraries
+from nnunetv2.study.runs import Run, expand
 from nnunetv2.study.state import failure_of, forget_failure, state
 
 COMMAND = "nnUNetv2_vit_study"
-SECONDS_BETWEEN_QUERIES = 5.0
 INTERRUPTED = 130
 
 
@@ -43,7 +40,7 @@ def run_study_entry(arguments: Sequence[str] | None = None) -> None:
         print(f"{COMMAND}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{COMMAND}: stopped; the same command goes on from the last checkpoints", file=sys.stderr)
+        print(f"{COMMAND}: {args.when_stopped(args)}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     if code:
         sys.exit(code)
@@ -57,16 +54,26 @@ def create_parser() -> argparse.ArgumentParser:
     common.add_argument("study", help="the YAML file of the study")
     common.add_argument("-p", dest="plans", help="plans to derive from (default: the study's key plans)")
     run = actions.add_parser("run", parents=[common], help="train what is not trained yet", allow_abbrev=False)
-    run.set_defaults(action=run_study)
+    run.set_defaults(action=run_study, when_stopped=_run_was_stopped)
     _add_training_options(run)
-    _add_slurm_options(run.add_argument_group("on a Slurm cluster"))
+    add_slurm_options(run.add_argument_group("on a Slurm cluster"))
     status = actions.add_parser("status", parents=[common], help="tell how far all runs are", allow_abbrev=False)
-    status.set_defaults(action=show_status)
+    status.set_defaults(action=show_status, when_stopped=lambda args: "stopped")
     report = actions.add_parser("report", parents=[common], help="report on the finished runs", allow_abbrev=False)
     report.add_argument("-o", dest="output", type=Path, required=True, help="folder of the report")
-    add_test_arguments(report, None, "the study's key device")
-    report.set_defaults(action=report_on)
+    add_report_arguments(report, None, "the study's key device")
+    report.set_defaults(action=report_on, when_stopped=_report_was_stopped)
     return parser
+
+
+def _run_was_stopped(args: argparse.Namespace) -> str:
+    if args.on == "slurm":
+        return f"stopped; jobs that were submitted go on: {COMMAND} status {args.study}"
+    return "stopped; the same command goes on from the last checkpoints"
+
+
+def _report_was_stopped(args: argparse.Namespace) -> str:
+    return f"stopped before the report was written; {args.output} is as it was"
 
 
 def _add_training_options(run: argparse.ArgumentParser) -> None:
@@ -77,16 +84,6 @@ def _add_training_options(run: argparse.ArgumentParser) -> None:
     add("--retry-failed", action="store_true", help="try runs that failed again")
     add("--on", choices=("local", "slurm"), default="local", help="where to run (default: %(default)s)")
     add("--workers", type=int, help="trainings at the same time (default: one per GPU, on the CPU one)")
-
-
-def _add_slurm_options(group: Any) -> None:
-    add = group.add_argument
-    add("--partition", help="partition of the jobs")
-    add("--time", default="1-0", help="limit of a job, after which it is requeued and resumed (default: %(default)s)")
-    add("--gpus", type=int, help="GPUs of a job (default: num_gpus; on the CPU none)")
-    add("--cpus", type=int, default=8, help="cores of a job (default: %(default)s)")
-    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="any other option of submitit: mem_gb=32")
-    add("--wait", action="store_true", help="wait for the jobs, and show how far they are")
 
 
 def _with_options(study: StudyConfig, args: argparse.Namespace) -> StudyConfig:
@@ -105,8 +102,7 @@ def run_study(study: StudyConfig, args: argparse.Namespace) -> int:
     """
     runs = expand(study)
     if args.on == "slurm":
-        submit_study(study, runs, args)
-        return _tell_unfinished(runs) if args.wait else 0
+        return _run_on_slurm(study, runs, args)
     from nnunetv2.run.devices import find_device
 
     workers = local_workers(study, args.workers)
@@ -117,44 +113,14 @@ def run_study(study: StudyConfig, args: argparse.Namespace) -> int:
     return _tell_unfinished(runs)
 
 
-def submit_study(study: StudyConfig, runs: Sequence[Run], args: argparse.Namespace) -> None:
-    """Submit the runs to Slurm, and wait for them if asked to.
-
-    Raises:
-        ExperimentError: something is wrong that the user can put right, or Slurm refuses the jobs.
-    """
-    from nnunetv2.study.slurm import check_slurm, queued_jobs, submit
-
-    check_slurm()
-    options = _slurm_options(study, args)
-    check_runs(study, runs, None, len(runs))
-    _prepare_retry(runs, args)
-    jobs = submit(runs, study_folder(study) / "slurm", cores_of(args.cpus, study.device), options)
-    print(f"{len(jobs)} jobs submitted; to see how far they are: {COMMAND} status {args.study}")
-    if args.wait:
-        display = _display(study, runs, len(runs))
-        while queued_jobs() & set(jobs.values()):
-            display()
-            time.sleep(SECONDS_BETWEEN_QUERIES)
-        _print_table(study, runs, len(runs))
-
-
-def _slurm_options(study: StudyConfig, args: argparse.Namespace) -> dict[str, Any]:
-    from nnunetv2.study.slurm import minutes_of
-
-    options: dict[str, Any] = {"job_name": study.name, "time": minutes_of(args.time), "cpus_per_task": args.cpus}
-    gpus = args.gpus if args.gpus is not None else (study.num_gpus if study.device == "cuda" else 0)
-    options |= {"gpus_per_node": gpus} if gpus else {}
-    options |= {"partition": args.partition} if args.partition else {}
-    for option in args.slurm:
-        key, equals, value = option.partition("=")
-        if not key or not equals:
-            raise ExperimentError(f"--slurm takes KEY=VALUE, such as mem_gb=32, found {option!r}")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ExperimentError(f"--slurm {key}: the value must be YAML, found {value!r}") from error
-    return options
+def _run_on_slurm(study: StudyConfig, runs: Sequence[Run], args: argparse.Namespace) -> int:
+    number = submit_study(study, runs, args, lambda: _prepare_retry(runs, args))
+    print(f"{number} jobs submitted; to see how far they are: {COMMAND} status {args.study}")
+    if not args.wait:
+        return 0
+    wait_for_jobs(runs, _display(study, runs, len(runs)))
+    _print_table(study, runs, len(runs))
+    return _tell_unfinished(runs)
 
 
 def _prepare_retry(runs: Sequence[Run], args: argparse.Namespace) -> None:
@@ -203,9 +169,12 @@ def report_on(study: StudyConfig, args: argparse.Namespace) -> int:
     Raises:
         ExperimentError: no run is finished, or the report cannot be written.
     """
+    check_processes(args.processes)
+    check_libraries()
     from nnunetv2.study.report.write import write_report
 
-    write_report(comparison_of(study), args.output, held_out=held_out_of(args.test, study.device))
+    write_report(comparison_of(study), args.output, args.processes, held_out_of(args.test, study.device))
+    print_path(args.output)
     return 0
 
 

@@ -219,11 +219,11 @@ def check_training_cases(folder: Path, configuration: dict[str, Any], fold: int 
     """Check that the fold has the training cases that a derived configuration asks for.
 
     Raises:
-        ExperimentError: there are too few, or a case has no group.
+        ExperimentError: there are too few, also for a split, or a case has no group.
     """
     train = configuration[EXPERIMENT_KEY]["train"]
+    cases = training_cases_of(folder, configuration["data_identifier"], fold)
     if train["num_training_cases"] is not None:
-        cases = training_cases_of(folder, configuration["data_identifier"], fold)
         choose_cases(cases, train["num_training_cases"], train["seed"], train["training_groups"])
 
 

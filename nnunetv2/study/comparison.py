@@ -5,7 +5,7 @@ from pathlib import Path
 from nnunetv2.experiment.dataset import find_dataset
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.groups import read_groups
-from nnunetv2.study.config import StudyConfig
+from nnunetv2.study.config import ALL, StudyConfig
 from nnunetv2.study.members import Comparison, Member
 from nnunetv2.study.runs import Run, expand
 from nnunetv2.study.state import failure_of, state
@@ -15,8 +15,10 @@ def comparison_of(study: StudyConfig) -> Comparison:
     """Return the finished runs of a study, and sentences on the others.
 
     Raises:
-        ExperimentError: none is finished.
+        ExperimentError: none is finished, or all were trained on every case.
     """
+    if study.folds == [ALL]:
+        raise ExperimentError(f"folds: {ALL} trains on every case, so that no validation is left to report on")
     states = {run: state(run) for run in expand(study)}
     finished = [run for run, current in states.items() if current == "finished"]
     if not finished:

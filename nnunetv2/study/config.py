@@ -25,6 +25,7 @@ SET_BY_STUDY = {
     "train.num_training_cases": "num_training_cases",
     "train.training_groups": "groups",
 }
+ALL = "all"  # the fold that trains on every case
 NotEmpty = Field(min_length=1)
 
 
@@ -51,7 +52,7 @@ class StudyConfig(Section):
     plans: str = "nnUNetPlans"
     """plans to derive from (`-p`)"""
     folds: Annotated[list[Union[NonNegativeInt, str]], NotEmpty] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    """folds of the cross-validation: numbers, or `all`"""
+    """folds of the cross-validation; or `[all]`: one training on all cases, which leaves none for a report"""
     seeds: Annotated[list[Optional[NonNegativeInt]], NotEmpty] = field(default_factory=lambda: [0])
     """a training per fold for each of them (`train.seed`); null: the experiment's own"""
     num_training_cases: Annotated[list[Optional[PositiveInt]], NotEmpty] = field(default_factory=lambda: [None])
@@ -85,6 +86,8 @@ class StudyConfig(Section):
             yield "experiments: a study needs at least one"
         elif self.baseline is not None and self.baseline not in self.experiments:
             yield f"baseline: allowed: {', '.join(self.experiments)}, found {self.baseline!r}"
+        if len(self.folds) > 1 and ALL in self.folds:
+            yield f"folds: {ALL} stands alone, because it trains on the cases that the other folds validate on"
         for key in ("folds", "seeds", "num_training_cases"):
             values = [str(value) for value in getattr(self, key)]
             yield from (

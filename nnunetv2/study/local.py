@@ -28,23 +28,24 @@ def run_locally(runs: Sequence[Run], workers: Sequence[Mapping[str, str]], tell:
     """
     queue = deque(runs)
     busy: dict[int, tuple[Run, Popen]] = {}
-    with _terminated_like_interrupted():
+    with _noted_requests_to_stop() as requests:
         try:
-            while True:
+            while not requests:
                 for worker, (run, process) in list(busy.items()):
                     if process.poll() is not None:
                         conclude(run, process.returncode)
                         del busy[worker]
                 for worker in range(len(workers)):
-                    run = _next(queue) if worker not in busy else None
+                    run = _next(queue) if worker not in busy and not requests else None
                     if run is not None:
                         busy[worker] = run, start(run, workers[worker])
                 tell()
-                if not busy:
+                if not busy and not requests:
                     return
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         finally:
             stop(process for _, process in busy.values())
+    raise KeyboardInterrupt
 
 
 def _next(queue: deque[Run]) -> Run | None:
@@ -57,12 +58,19 @@ def _next(queue: deque[Run]) -> Run | None:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+def _noted_requests_to_stop() -> Iterator[list[int]]:
+    """Only note Ctrl-C and requests to terminate: an exception could come when a training runs that nobody knows of."""
+    requests: list[int] = []
 
-    former = signal.signal(signal.SIGTERM, interrupt)
+    def note(number: int, _frame: FrameType | None) -> None:
+        requests.append(number)
+
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in former.items():
+        if handler is not signal.SIG_IGN:  # as for Ctrl-C in the background of a script
+            signal.signal(number, note)
     try:
-        yield
+        yield requests
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -22,6 +22,9 @@ def become(lock: str, command: Sequence[str]) -> int:
 
     Returns:
         `LOCKED` where another process holds the lock; otherwise it does not return.
+
+    Raises:
+        OSError: the file cannot be opened or locked, such as on a file system without locks.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning is for the process that watches over this one
     for _ in range(ATTEMPTS):
@@ -40,13 +43,16 @@ def inheritable_lock(path: str) -> Iterator[bool]:
 
     Args:
         path: of the file, made where it is missing.
+
+    Raises:
+        OSError: it cannot be opened or locked.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         os.set_inheritable(descriptor, True)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # POSIX leaves to the system which of them says that it is held
             yield False
         else:
             yield True
@@ -55,4 +61,7 @@ def inheritable_lock(path: str) -> Iterator[bool]:
 
 
 if __name__ == "__main__":
-    sys.exit(become(sys.argv[1], sys.argv[2:]))
+    try:
+        sys.exit(become(sys.argv[1], sys.argv[2:]))
+    except OSError as error:  # one line, which becomes the reason why the run failed
+        sys.exit(f"cannot lock {sys.argv[1]}: {error.strerror}")

@@ -1,23 +1,15 @@
 """How far the runs of a study are, read from nnU-Net's logs and summaries."""
 
-import functools
-import json
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from nnunetv2.study.runs import Run
-from nnunetv2.study.state import State, state
+from nnunetv2.study.state import State, state, validation_means
+from nnunetv2.study.training_log import CURVES, read_logs
 
-DIGITS = re.compile(r"\d+")
-EPOCHS = re.compile(r"Epochs: (\d+)")
-EPOCH_START = re.compile(r"Epoch (\d+) *$", re.MULTILINE)
-EPOCH_TIME = re.compile(r"Epoch time: ([\d.]+) s")
-PSEUDO_DICE = re.compile(r"Pseudo dice \[(.*)\]")
-NUMBER = re.compile(r"(?<![\w.])\d[\d.]*(?:e-?\d+)?")  # not the one in `np.float32(0.5)`'s type
+PSEUDO_DICE = CURVES["Pseudo dice"]
 STATES = ("running", "interrupted", "waiting", "failed", "finished")
 
 
@@ -50,52 +42,20 @@ class Progress:
 
 def read_progress(run: Run) -> Progress:
     """Return how far a run is."""
-    logs = [_read_log(log, log.stat().st_size) for log in training_logs(run.folder)]
+    logs = read_logs(run.folder)
     current = state(run)
     num_epochs = next((log.num_epochs for log in reversed(logs) if log.num_epochs is not None), None)
-    done = [log.epochs_done for log in logs if log.epochs_done is not None]
+    done = [log.first_epoch + len(log.epoch_seconds) for log in logs if log.first_epoch is not None]
     is_trained = num_epochs is not None and (run.folder / "checkpoint_final.pth").is_file()
-    dices = [log.dice for log in logs if log.dice is not None]
+    dices = [values[PSEUDO_DICE] for log in logs for values in log.values.values() if PSEUDO_DICE in values]
     return Progress(
         run=run,
         state=current,
         epochs_done=num_epochs if is_trained else next(reversed(done), 0),
         num_epochs=num_epochs,
         epoch_seconds=tuple(seconds for log in logs for seconds in log.epoch_seconds),
-        dice=_validation_dice(run) if current == "finished" else next(reversed(dices), None),
+        dice=(validation_means(run) or {}).get("Dice") if current == "finished" else next(reversed(dices), None),
     )
-
-
-def training_logs(fold_folder: Path) -> list[Path]:
-    """The logs of a fold, one per start of its training, in the order of their dates, which nnU-Net does not pad."""
-    return sorted(
-        fold_folder.glob("training_log_*.txt"), key=lambda path: [int(number) for number in DIGITS.findall(path.name)]
-    )
-
-
-@dataclass(frozen=True)
-class _Log:
-    epochs_done: int | None  # None: no epoch has started
-    num_epochs: int | None
-    epoch_seconds: tuple[float, ...]
-    dice: float | None
-
-
-@functools.lru_cache(maxsize=4096)
-def _read_log(path: Path, _size: int) -> _Log:
-    """Read one of nnU-Net's logs; again when it has grown."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    num_epochs = [int(number) for number in EPOCHS.findall(text)]
-    seconds = tuple(float(number) for number in EPOCH_TIME.findall(text))
-    starts = [int(number) for number in EPOCH_START.findall(text)]
-    classes = [float(number) for number in NUMBER.findall((PSEUDO_DICE.findall(text) or [""])[-1])]
-    done = starts[0] + len(seconds) if starts else None
-    return _Log(done, num_epochs[-1] if num_epochs else None, seconds, statistics.fmean(classes) if classes else None)
-
-
-def _validation_dice(run: Run) -> float | None:
-    summary = json.loads((run.folder / "validation" / "summary.json").read_text(encoding="utf-8"))
-    return summary["foreground_mean"].get("Dice")
 
 
 def headline(study: str, progress: Sequence[Progress], num_workers: int) -> str:

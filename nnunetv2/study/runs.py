@@ -136,7 +136,7 @@ def _run(
 def _overrides_of(study: StudyConfig, seed: int | None, num_cases: int | None) -> Iterator[str]:
     if seed is not None:
         yield f"train.seed={seed}"
-    if num_cases is not None:
-        yield f"train.num_training_cases={num_cases}"
-        if study.groups is not None:
-            yield f"train.training_groups={study.groups}"
+    # also null, since the experiment's file may say a number
+    yield f"train.num_training_cases={'null' if num_cases is None else num_cases}"
+    if num_cases is not None and study.groups is not None:
+        yield f"train.training_groups={study.groups}"

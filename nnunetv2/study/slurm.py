@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dinov3.errors import ExperimentError, in_one_line
 from nnunetv2.study.runs import Run
 from nnunetv2.study.state import state
-from nnunetv2.study.training import conclude, start, stop
+from nnunetv2.study.training import STOPPED, conclude, launch, stop
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -36,10 +37,13 @@ class TrainingJob:
         """Train, or resume, unless the run is finished or another process trains it."""
         if state(self.run) in ("running", "finished"):
             return
-        self._process = start(self.run, self.environment)
+        self._process = launch(self.run, self.environment)
         # not `wait`: its lock would be held when submitit's signal handler calls `checkpoint`
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        conclude(self.run, self._process.wait())
+        code = self._process.wait()
+        conclude(self.run, code)
+        if code in STOPPED and not _is_ended_by_slurm():
+            _requeue_this_job()
 
     def checkpoint(self) -> "DelayedSubmission":
         """Interrupt the training; the requeued job goes on from its last checkpoint."""
@@ -50,15 +54,39 @@ class TrainingJob:
         return DelayedSubmission(TrainingJob(self.run, self.environment))
 
 
-def minutes_of(time: str) -> int:
+def _is_ended_by_slurm() -> bool:
+    """Whether Slurm itself ends this job, to cancel it or to start it again, and not only sent it a signal.
+
+    What ends it at its time limit is no reason to end for good.
+
+    Raises:
+        subprocess.CalledProcessError: Slurm does not answer.
+    """
+    command = ["scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"]]
+    job = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return "JobState=RUNNING" not in job and "Reason=TimeLimit" not in job
+
+
+def _requeue_this_job() -> None:
+    """Call submitit's handler of preemption, which calls `checkpoint`, requeues the job and exits."""
+    from submitit import JobEnvironment
+
+    signal.raise_signal(signal.Signals[f"SIG{JobEnvironment.USR_SIG}"])
+
+
+def minutes_of(time: str, option: str = "--time") -> int:
     """Return the minutes of a duration as Slurm writes it: `90`, `1:30:00`, `2-0`, `2-12:00`.
+
+    Args:
+        time: the duration.
+        option: the option that it is the value of, for the message.
 
     Raises:
         ExperimentError: it is none.
     """
     match = TIME.fullmatch(time)
     if match is None:
-        raise ExperimentError(f"--time takes minutes, hours:minutes:seconds or days-hours, found {time!r}")
+        raise ExperimentError(f"{option} takes minutes, hours:minutes:seconds or days-hours, found {time!r}")
     parts = [int(match[name] or 0) for name in ("first", "second", "third")]
     if match["days"] is not None:
         hours, minutes, seconds = parts
@@ -110,7 +138,7 @@ def submit(
         return {}
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
-        executor.update_parameters(**options)
+        executor.update_parameters(**_requeued(options))
         jobs = executor.submit_array([TrainingJob(run, environment) for run in runs])
     except (ValueError, TypeError) as error:
         raise ExperimentError(f"--slurm: {' '.join(str(error).split())}") from error
@@ -120,6 +148,12 @@ def submit(
     for run, number in numbers.items():
         _job_file(run).write_text(number, encoding="utf-8")
     return numbers
+
+
+def _requeued(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with that of a job that may be requeued, which not every cluster has as its default."""
+    others = options.get("additional_parameters") or {}
+    return {**options, "additional_parameters": {"requeue": True, **others}}
 
 
 def job_of(run: Run) -> str | None:

@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dinov3.errors import ExperimentError
-
 CONFIDENCE, ALPHA = 0.95, 0.05
 Groups = Sequence[str] | None
 
@@ -85,7 +83,8 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray, method: str, samples: int, 
     def mean(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
         return sums.sum(axis=axis) / counts.sum(axis=axis)
 
-    with warnings.catch_warnings():
+    # values that hardly differ give NaN, which the caller looks for
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         result = stats.bootstrap(
             (sums, counts),
@@ -156,10 +155,8 @@ def _signed_rank(differences: np.ndarray, noun: str) -> tuple[float, str]:
 def _holm(p: np.ndarray) -> np.ndarray:
     if len(p) == 0 or np.isnan(p).any():
         return np.full_like(p, np.nan)
-    try:
-        from statsmodels.stats.multitest import multipletests
-    except ImportError as error:
-        raise ExperimentError('the statistics need statsmodels: pip install ".[study]"') from error
+    from statsmodels.stats.multitest import multipletests  # takes a second to load
+
     return multipletests(p, method="holm")[1]
 
 
@@ -204,10 +201,8 @@ def critical_difference(frame: pd.DataFrame, groups: Groups = None) -> Ranks:
         frame: case × experiment (three or more), without NaN, higher is better.
         groups: of the cases; their means are ranked, since cases of one group are not independent.
     """
-    try:
-        from scikit_posthocs import posthoc_nemenyi_friedman
-    except ImportError as error:
-        raise ExperimentError('the statistics need scikit-posthocs: pip install ".[study]"') from error
+    from scikit_posthocs import posthoc_nemenyi_friedman  # takes seconds to load
+
     if groups is not None:
         frame = frame.groupby(np.asarray(groups), sort=False).mean()
     mean = frame.rank(axis=1, ascending=False).mean()

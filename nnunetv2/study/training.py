@@ -20,7 +20,20 @@ LOG_END = 4096
 
 
 def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start the training of a run, or resume it; its output goes to the run's log.
+    """Launch the training of a run, and wait until it holds the run's lock or has ended.
+
+    Args:
+        run: one that is not finished.
+        environment: variables that it gets beside those of this process.
+    """
+    process = launch(run, environment)
+    while process.poll() is None and not is_locked(run):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return process
+
+
+def launch(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
+    """Launch the training of a run, or resume it; its output goes to the run's log.
 
     Args:
         run: one that is not finished.
@@ -32,10 +45,7 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
     command = (sys.executable, "-m", "nnunetv2.study.locked_command", str(run.lock), *TRAIN, *arguments)
     with run.log.open("ab") as log:
         variables = {**os.environ, **environment}
-        process = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    while process.poll() is None and not is_locked(run):
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    return process
+        return subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def conclude(run: Run, code: int) -> None:

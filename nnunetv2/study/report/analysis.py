@@ -5,10 +5,9 @@ from functools import cached_property
 
 import pandas as pd
 
-from nnunetv2.experiment.dataset import preprocessed_folder
-from nnunetv2.experiment.plans import read_json
 from nnunetv2.study.members import Comparison
 from nnunetv2.study.report.case_table import CaseTable
+from nnunetv2.study.report.costs import training_cases
 from nnunetv2.study.report.metrics import BY_KEY, MEAN_OF_CLASSES, METRICS
 from nnunetv2.study.statistics import (
     Ranks,
@@ -55,9 +54,9 @@ class Analysis:
     @cached_property
     def full_size(self) -> int:
         """Number of training cases of a fold where no subset was asked for, the mean over the folds."""
-        splits = read_json(preprocessed_folder(self.comparison.dataset) / "splits_final.json")
-        sizes = [len(splits[int(member.fold)]["train"]) for member in self.largest.members if member.fold != "all"]
-        return round(sum(sizes) / len(sizes)) if sizes else len(self.values(self.classes[0]))
+        found = [training_cases(member, self.comparison.dataset) for member in self.largest.members]
+        known = [number for number in found if number is not None]
+        return round(sum(known) / len(known)) if known else len(self.values(self.classes[0]))
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -76,12 +75,16 @@ class Analysis:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Keys of the metrics that were measured."""
-        return [metric.key for metric in METRICS if metric.key in self.rows and self.rows[metric.key].notna().any()]
+        """Keys of the metrics that were measured; Dice is one of them even where no case has a value."""
+        return [metric.key for metric in METRICS if any(self.is_told(name, metric.key) for name in self.classes)]
 
     def has(self, name: str, metric: str) -> bool:
-        """Whether a class has values of a metric: only tubular ones have some."""
-        return bool(self.rows.loc[self.rows["class"] == name, metric].notna().any())
+        """Whether any case has a value of a metric for a class."""
+        return metric in self.rows and bool(self.rows.loc[self.rows["class"] == name, metric].notna().any())
+
+    def is_told(self, name: str, metric: str) -> bool:
+        """Whether tables have a metric of a class: Dice always, as NaN where no case has a value, as in nnU-Net."""
+        return metric == MAIN_METRIC or self.has(name, metric)
 
     def of_size(self, size: int | None) -> pd.DataFrame:
         """The rows of a number of training cases."""
@@ -111,7 +114,7 @@ class Analysis:
         rows = []
         for size in self.sizes:
             for name in self.classes:
-                for metric in filter(lambda key, name=name: self.has(name, key), self.metrics):
+                for metric in filter(lambda key, name=name: self.is_told(name, key), self.metrics):
                     for experiment, values in self.values(name, metric, size).items():
                         defined = values.dropna()
                         interval = mean_interval(defined.to_numpy(), self.groups(defined.index))
@@ -121,19 +124,19 @@ class Analysis:
         return pd.DataFrame(rows, columns=columns).astype({"num_training_cases": "Int64"})
 
     def means(self, name: str, metric: str = MAIN_METRIC) -> pd.DataFrame:
-        """Return mean, low, high, n per experiment at the largest number of training cases."""
+        """Return mean, low, high, n per experiment at the largest number of training cases; NaN where undefined."""
         size = self.sizes[-1]
         chosen = self.summary[(self.summary["class"] == name) & (self.summary["metric"] == metric)]
         column = chosen["num_training_cases"]
         chosen = chosen[column.isna() if size is None else column == size]
-        return chosen.set_index("experiment")[["mean", "low", "high", "n"]]
+        return chosen.set_index("experiment")[["mean", "low", "high", "n"]].reindex(self.experiments)
 
     @cached_property
     def differences(self) -> pd.DataFrame:
         """All pairs of experiments, for every class and metric: over the cases that are defined for all of them."""
         tables = []
         for name in self.classes:
-            for metric in filter(lambda key, name=name: self.has(name, key), self.metrics):
+            for metric in filter(lambda key, name=name: self.is_told(name, key), self.metrics):
                 values = self.values(name, metric).dropna()
                 pairs = paired_differences(values, self.groups(values.index))
                 tables.append(pairs.assign(**{"class": name, "metric": metric}))

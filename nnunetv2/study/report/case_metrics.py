@@ -30,19 +30,31 @@ class Mask:
         return int(np.count_nonzero(self.pixels))
 
     @cached_property
+    def box(self) -> tuple[slice, ...]:
+        """The smallest part of the image that has all pixels: what is outside of it need not be searched."""
+        if not self.size:
+            return (slice(0),) * self.pixels.ndim
+        axes = range(self.pixels.ndim)
+        filled = [np.flatnonzero(self.pixels.any(tuple(a for a in axes if a != axis))) for axis in axes]
+        return tuple(slice(int(places[0]), int(places[-1]) + 1) for places in filled)
+
+    @cached_property
     def surface(self) -> Surface:
         """The surface."""
-        return surface_of(self.pixels, self.spacing)
+        return surface_of(self.pixels[self.box], self.spacing, tuple(part.start or 0 for part in self.box))
 
     @cached_property
     def skeleton(self) -> np.ndarray:
         """The centreline, of the shape of the mask."""
-        return skeletonize(self.pixels) if self.size else np.zeros_like(self.pixels)
+        skeleton = np.zeros_like(self.pixels)
+        if self.size:
+            skeleton[self.box] = skeletonize(self.pixels[self.box])
+        return skeleton
 
     @cached_property
     def components(self) -> int:
         """Number of connected components (8 or 26 neighbours)."""
-        return int(label(self.pixels, connectivity=self.pixels.ndim, return_num=True)[1])
+        return int(label(self.pixels[self.box], connectivity=self.pixels.ndim, return_num=True)[1]) if self.size else 0
 
     @property
     def diagonal(self) -> float:

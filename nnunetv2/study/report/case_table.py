@@ -1,7 +1,12 @@
 """The metrics of all predictions of a comparison, measured in parallel."""
 
 import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +53,8 @@ def measure_all(comparison: Comparison, data: Data, processes: int | None = None
         processes: None: as many as this process may use cores.
 
     Raises:
-        ExperimentError: a prediction or a label file cannot be read, or they do not belong together.
+        ExperimentError: a prediction or a label file cannot be read, they do not belong together, or a process was
+            killed.
     """
     caches = [FoldCache(member.folder, data) for member in comparison.members]
     found = [predictions_of(member, data.file_ending) for member in comparison.members]
@@ -57,8 +63,14 @@ def measure_all(comparison: Comparison, data: Data, processes: int | None = None
         for case, path in predictions.items():
             if cache.get(case, path) is None:
                 wanted.setdefault(case, []).append(index)
+    processes = min(processes or usable_cores(), len(wanted))
     try:
-        _measure_wanted(wanted, found, caches, data, processes or usable_cores())
+        _measure_wanted(wanted, found, caches, data, processes)
+    except BrokenProcessPool as error:
+        raise ExperimentError(
+            "a process that measures the cases was killed, most likely for want of memory, with "
+            f"--processes {processes}; what was measured is kept"
+        ) from error
     finally:  # what an interrupted report has measured is not lost
         for cache in caches:
             cache.save()
@@ -75,11 +87,12 @@ def _measure_wanted(
     if not wanted:
         return
     context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads
-    with ProcessPoolExecutor(min(processes, len(wanted)), mp_context=context) as pool:
-        jobs = {
-            pool.submit(measure_case, data, case, [found[index][case] for index in indices]): (case, indices)
-            for case, indices in wanted.items()
-        }
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        with _without_interrupts():
+            jobs = {
+                pool.submit(measure_case, data, case, [found[index][case] for index in indices]): (case, indices)
+                for case, indices in wanted.items()
+            }
         try:
             for job in tqdm(as_completed(jobs), "metrics of the cases", len(jobs), unit="case"):
                 case, indices = jobs[job]
@@ -88,6 +101,19 @@ def _measure_wanted(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C, as it reaches all of a terminal: this one tells them to stop."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _table(members: list[Member], found: list[dict[str, Path]], caches: list[FoldCache]) -> CaseTable:

@@ -46,7 +46,7 @@ def draw_all(analysis: Analysis, data: Data, costs: pd.DataFrame) -> Iterator[Dr
     """Yield the figures in the order of the page."""
     yield from _boxes(analysis, data)
     if len(analysis.experiments) > 1:
-        yield _differences(analysis)
+        yield from _differences(analysis)
         yield from _ranks(analysis)
     yield from _costs(analysis, costs)
     yield from _sizes(analysis)
@@ -56,7 +56,7 @@ def draw_all(analysis: Analysis, data: Data, costs: pd.DataFrame) -> Iterator[Dr
 
 
 def _boxes(analysis: Analysis, data: Data) -> Iterator[Drawn]:
-    for metric in (BY_KEY[key] for key in BOXED if key in analysis.metrics):
+    for metric in (BY_KEY[key] for key in BOXED):
         values = {
             name: analysis.values(name, metric.key) for name in analysis.classes if analysis.has(name, metric.key)
         }
@@ -65,21 +65,24 @@ def _boxes(analysis: Analysis, data: Data) -> Iterator[Drawn]:
             "Each grey line is a case. Boxes span the quartiles with the median in them, whiskers reach to the last "
             "case within 1.5 box lengths, diamonds are means."
         )
-        yield Drawn(f"boxes_{metric.key}", f"{metric.label} of the cases", caption, box_plots(values, metric, unit))
+        if values:
+            yield Drawn(f"boxes_{metric.key}", f"{metric.label} of the cases", caption, box_plots(values, metric, unit))
 
 
-def _differences(analysis: Analysis) -> Drawn:
+def _differences(analysis: Analysis) -> Iterator[Drawn]:
     baseline, label = analysis.comparison.baseline, BY_KEY[MAIN_METRIC].label
     tables = [
         analysis.to_baseline(name).rename_axis("experiment").reset_index().assign(**{"class": name})
         for name in analysis.classes
+        if analysis.has(name, MAIN_METRIC)
     ]
     caption = (
         f"Mean paired difference to {baseline} with its 95% bootstrap interval; * marks p < 0.05 (Wilcoxon signed-rank "
         "test, Holm's correction over all pairs of the class)."
     )
-    figure = differences_figure(pd.concat(tables), analysis.experiments, baseline, label)
-    return Drawn("differences", f"Differences to {baseline}", caption, figure)
+    if tables:
+        figure = differences_figure(pd.concat(tables), analysis.experiments, baseline, label)
+        yield Drawn("differences", f"Differences to {baseline}", caption, figure)
 
 
 def _ranks(analysis: Analysis) -> Iterator[Drawn]:
@@ -99,7 +102,7 @@ def _costs(analysis: Analysis, costs: pd.DataFrame) -> Iterator[Drawn]:
     costs = costs.reindex(quality.index)
     known = {column: label for column, (label, _) in COSTS.items() if costs[column].notna().all()}
     known.pop("seconds_per_step", None)
-    if not known or len(quality) < 2:
+    if not known or len(quality) < 2 or quality["mean"].isna().any():
         return
     fronts = {column: list(pareto_front(quality["mean"].to_numpy(), costs[column].to_numpy())) for column in known}
     caption = (
@@ -111,9 +114,11 @@ def _costs(analysis: Analysis, costs: pd.DataFrame) -> Iterator[Drawn]:
 
 
 def _sizes(analysis: Analysis) -> Iterator[Drawn]:
-    if len(analysis.sizes) < 2:
+    known = [name for name in analysis.classes if analysis.has(name, MAIN_METRIC)]
+    if len(analysis.sizes) < 2 or not known:
         return
-    summary = analysis.summary[analysis.summary["metric"] == MAIN_METRIC].copy()
+    summary = analysis.summary
+    summary = summary[(summary["metric"] == MAIN_METRIC) & summary["class"].isin(known)].copy()
     summary["cases"] = summary["num_training_cases"].fillna(analysis.full_size).astype(int)
     sizes = sorted(set(summary["cases"]))
     caption = "Mean Dice of the validation cases with its 95% interval over the number of training cases of a fold."
@@ -122,8 +127,14 @@ def _sizes(analysis: Analysis) -> Iterator[Drawn]:
 
 
 def _curves(analysis: Analysis) -> Iterator[Drawn]:
-    curves = [(member.experiment, learning_curve(member.folder)) for member in analysis.largest.members]
-    if any(len(curve) for _, curve in curves):
+    curves: dict[str, list[tuple[str, pd.DataFrame]]] = {}
+    for size in analysis.sizes:
+        words = "all training cases" if size is None else f"{size} training cases"
+        members = [member for member in analysis.comparison.members if member.num_training_cases == size]
+        found = [(member.experiment, learning_curve(member.folder)) for member in members]
+        if any(len(curve) for _, curve in found):
+            curves[words if len(analysis.sizes) > 1 else ""] = found
+    if curves:
         caption = (
             "A thin line per run, a thick one for the mean of an experiment's runs. The pseudo Dice is that of "
             "patches; losses of different experiments are not comparable."

@@ -37,12 +37,7 @@ def comparison_of_folders(
         ExperimentError: a name is unknown, ambiguous or given twice, or a fold is not there.
     """
     dataset = find_dataset(dataset)
-    models: dict[str, Path] = {}
-    for experiment in experiments:
-        name, _, model = experiment.rpartition("=")
-        if (name or model) in models:
-            raise ExperimentError(f"two experiments have the name {name or model!r}")
-        models[name or model] = _model_folder(dataset, configuration, model)
+    models = _named_models(dataset, configuration, experiments)
     if baseline is not None and baseline not in models:
         raise ExperimentError(f"--baseline {baseline!r} is none of the experiments; allowed: {', '.join(models)}")
     members = [
@@ -63,10 +58,35 @@ def comparison_of_folders(
     )
 
 
-def _model_folder(dataset: str, configuration: str, model: str) -> Path:
+def _named_models(dataset: str, configuration: str, experiments: Sequence[str]) -> dict[str, Path]:
     results = Path(str(nnUNet_results)) / dataset
     existing = sorted(path for path in results.glob(f"*__*__{configuration}") if path.is_dir())
-    matching = [path for path in existing if model in (path.name, path.name.split("__")[1])]
+    models: dict[str, Path] = {}
+    for experiment in experiments:
+        name, model = _name_and_model(experiment, existing)
+        if name in models:
+            raise ExperimentError(f"two experiments have the name {name!r}")
+        models[name] = _model_folder(f"{dataset}, {configuration}", model, existing)
+    return models
+
+
+def _name_and_model(experiment: str, existing: list[Path]) -> tuple[str, str]:
+    """Split at the `=` that has an existing model after it, as names of plans may have one too."""
+    parts = experiment.split("=")
+    splits = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
+    for name, model in splits:
+        if _matching(model, existing):
+            return name or model, model
+    name, model = splits[min(1, len(splits) - 1)]
+    return name or model, model
+
+
+def _matching(model: str, existing: list[Path]) -> list[Path]:
+    return [path for path in existing if model in (path.name, path.name.split("__")[1])]
+
+
+def _model_folder(place: str, model: str, existing: list[Path]) -> Path:
+    matching = _matching(model, existing)
     if len(matching) == 1:
         return matching[0]
     if matching:
@@ -75,7 +95,7 @@ def _model_folder(dataset: str, configuration: str, model: str) -> Path:
             f"several trainers were trained with the plans {model!r}; name one of the folders: {names}"
         )
     names = ", ".join(path.name for path in existing) or "none"
-    raise ExperimentError(f"no training {model!r} of {dataset}, {configuration}; existing: {names}")
+    raise ExperimentError(f"no training {model!r} of {place}; existing: {names}")
 
 
 def _folds_of(folder: Path) -> list[str]:
@@ -91,4 +111,4 @@ def _checked(folder: Path, folds: Sequence[str]) -> list[str]:
         if not (folder / f"fold_{fold}").is_dir():
             names = ", ".join(path.name.removeprefix("fold_") for path in sorted(folder.glob("fold_*"))) or "none"
             raise ExperimentError(f"{folder.name} has no fold {fold}; existing: {names}")
-    return list(folds)
+    return list(dict.fromkeys(folds))

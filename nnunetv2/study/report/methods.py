@@ -4,32 +4,27 @@ from importlib.metadata import version
 
 import pandas as pd
 
-from nnunetv2.study.report.analysis import Analysis
-from nnunetv2.study.report.costs import unequal_budgets
+from nnunetv2.study.report.analysis import MAIN_METRIC, Analysis
+from nnunetv2.study.report.costs import budget_text, unequal_budgets
 from nnunetv2.study.report.data import Data
 from nnunetv2.study.report.metrics import BY_KEY
 from nnunetv2.study.statistics import fewest_cases
 
 
 def methods(analysis: Analysis, data: Data, runs: pd.DataFrame) -> str:
-    """Return a paragraph that can be pasted into a paper."""
-    comparison = analysis.comparison
-    members = comparison.members
-    folds = sorted({member.fold for member in members})
-    seeds = sorted({member.seed for member in members if member.seed is not None})
-    metrics = ", ".join(BY_KEY[key].label for key in analysis.metrics)
+    """Return a paragraph that can be pasted into a paper.
+
+    Args:
+        analysis: of the comparison.
+        data: of the comparison.
+        runs: of the largest number of training cases, with their budgets.
+    """
+    tolerance = f" (NSD at a tolerance of {data.nsd_tolerance:g} {data.unit})" if "nsd" in analysis.metrics else ""
     sentences = [
-        f"{len(analysis.experiments)} models ({', '.join(analysis.experiments)}) were compared on {comparison.dataset} "
-        f"(configuration {comparison.configuration}) with {analysis.values(analysis.classes[0]).shape[0]} cases from "
-        f"{_counted(len(folds), 'validation fold')} of nnU-Net ({', '.join(folds)})"
-        + (
-            f" and {_counted(len(seeds), 'seed')} each, over which the metrics of a case were averaged."
-            if len(seeds) > 1
-            else "."
-        ),
+        _compared(analysis),
+        _training_cases(analysis, runs),
         _budget(runs),
-        f"Per case and class we computed {metrics}"
-        + (f" (NSD at a tolerance of {data.nsd_tolerance:g} {data.unit})." if "nsd" in analysis.metrics else "."),
+        f"Per case and class we computed {', '.join(BY_KEY[key].label for key in analysis.metrics)}{tolerance}.",
         "Cases whose truth and prediction are both empty count for nothing, as in nnU-Net.",
         _statistics(analysis),
         f"Software: {_versions(runs)}.",
@@ -37,39 +32,69 @@ def methods(analysis: Analysis, data: Data, runs: pd.DataFrame) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
+def _compared(analysis: Analysis) -> str:
+    comparison = analysis.comparison
+    folds = sorted({member.fold for member in comparison.members})
+    seeds = {member.seed for member in comparison.members}
+    averaged = f" and {len(seeds)} seeds each, over which the metrics of a case were averaged"
+    return (
+        f"{_counted(len(analysis.experiments), 'model')} ({', '.join(analysis.experiments)}) "
+        f"{'were compared' if len(analysis.experiments) > 1 else 'was evaluated'} on {comparison.dataset} "
+        f"(configuration {comparison.configuration}) with {len(analysis.values(analysis.classes[0]))} cases from "
+        f"{_counted(len(folds), 'validation fold')} of nnU-Net ({', '.join(folds)})"
+        f"{averaged if len(seeds) > 1 else ''}."
+    )
+
+
+def _training_cases(analysis: Analysis, runs: pd.DataFrame) -> str:
+    known = sorted({int(number) for number in runs["training_cases"].dropna()})
+    if not known:
+        return ""
+    largest = str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+    if len(analysis.sizes) == 1:
+        return f"They were trained on {largest} cases per fold."
+    smaller = ", ".join(str(size) for size in analysis.sizes[:-1])
+    return (
+        f"Every model was trained on {smaller} and {largest} cases per fold, the smaller sets being part of the larger "
+        f"ones; unless stated otherwise, numbers are those of the models with {largest}."
+    )
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _budget(runs: pd.DataFrame) -> str:
-    parts = []
-    for key, text in (
-        ("steps", "{} steps"),
-        ("batch_size", "a batch size of {}"),
-        ("patch_size", "patches of {} pixels"),
-    ):
-        values = {str(value) for value in runs[key].dropna()}
-        if len(values) == 1 and runs[key].notna().all():
-            value = values.pop()
-            parts.append(text.format(f"{float(value):.0f}" if key != "patch_size" else value))
+    texts = {"steps": "{} steps", "batch_size": "a batch size of {}", "patch_size": "patches of {} pixels"}
+    equal = {key: budget_text(runs[key]) for key in texts if runs[key].notna().all() and runs[key].nunique() == 1}
+    parts = [texts[key].format(value) for key, value in equal.items()]
     return f"All models were trained with {', '.join(parts)}." if parts else ""
 
 
 def _statistics(analysis: Analysis) -> str:
     groups = analysis.groups(analysis.values(analysis.classes[0]).index)
     over = "cases" if groups is None else f"the {len(set(groups))} groups of cases"
-    text = (
+    sentences = [
         f"Means are given with 95% confidence intervals by a bootstrap over {over} (10,000 samples; bias-corrected and "
         "accelerated (BCa), expanded for small samples); they tell how the trained models do on other cases, not "
         "how the numbers vary when the models are trained again."
-    )
+    ]
     if len(analysis.experiments) > 1:
-        text += (
-            " Pairs of models were compared on the cases whose metric is defined in all models, by the mean paired "
+        sentences.append(
+            "Pairs of models were compared on the cases whose metric is defined in all models, by the mean paired "
             "difference with its expanded percentile interval and by the two-sided Wilcoxon signed-rank test"
             f"{_of_groups(groups)}, corrected by Holm's method for all pairs of a class and metric."
         )
-    return text
+        sentences.append(
+            "The probability of being the best model is the share of the bootstrap samples in which its mean is the "
+            "highest."
+        )
+    if analysis.ranks(analysis.classes[0]) is not None:
+        sentences.append(
+            f"The models' mean ranks by Dice over {over} were compared by Friedman's test and, pair by pair, by "
+            "Nemenyi's test at a level of 0.05 (critical-difference diagram)."
+        )
+    return " ".join(sentences)
 
 
 def _of_groups(groups: list[str] | None) -> str:
@@ -92,6 +117,7 @@ def warnings(analysis: Analysis, runs: pd.DataFrame) -> list[str]:
     sentences = unequal_budgets(runs)
     if sentences:
         sentences = [f"The budgets are not equal, so neither is the comparison. {sentences[0]}", *sentences[1:]]
+    sentences += _undefined(analysis)
     if len(analysis.experiments) > 1:
         sentences += too_few_cases(analysis)
     if any(member.fold == "all" for member in analysis.comparison.members):
@@ -99,6 +125,16 @@ def warnings(analysis: Analysis, runs: pd.DataFrame) -> list[str]:
             "The fold `all` validates on the cases that it trains on: its numbers say nothing of new cases."
         )
     return sentences
+
+
+def _undefined(analysis: Analysis) -> list[str]:
+    empty = [name for name in analysis.classes if not analysis.has(name, MAIN_METRIC)]
+    if not empty:
+        return []
+    return [
+        f"Truth and predictions of {', '.join(empty)} are empty in all cases, so the metrics are undefined (NaN), as "
+        "in nnU-Net."
+    ]
 
 
 def too_few_cases(analysis: Analysis) -> list[str]:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from dinov3.errors import ExperimentError
+from jinja2 import Environment, StrictUndefined
+
 from nnunetv2.study.report.draw import Drawn
 from nnunetv2.study.report.tables import Table, to_markdown
 
+PAGE = "report.html"
 DPI, NARROWEST = 130, 620  # pixels of a figure in a narrow window, where it can be scrolled
 
 
@@ -39,15 +41,11 @@ class Content:
 
 def write_page(content: Content, folder: Path) -> None:
     """Write `report.html`, with the figures of the folder in it, and `report.md`."""
-    (folder / "report.html").write_text(_html(content, folder), encoding="utf-8")
+    (folder / PAGE).write_text(_html(content, folder), encoding="utf-8")
     (folder / "report.md").write_text(_markdown(content), encoding="utf-8")
 
 
 def _html(content: Content, folder: Path) -> str:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise ExperimentError('a report needs jinja2: pip install ".[study]"') from error
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     figures = [

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from nnunetv2.study.report.analysis import Analysis
-from nnunetv2.study.report.costs import BUDGET, COSTS
+from nnunetv2.study.report.costs import BUDGET, COSTS, budget_text
 from nnunetv2.study.report.data import Data
 from nnunetv2.study.report.metrics import BY_KEY
 from nnunetv2.study.report.tables import Cell, Table, interval, number, probability, significant
@@ -18,28 +18,39 @@ def main_table(analysis: Analysis, costs: pd.DataFrame) -> Table:
     name, baseline = analysis.classes[0], analysis.comparison.baseline
     means, costs = analysis.means(name), costs.reindex(analysis.experiments)
     several = len(analysis.experiments) > 1
-    header = ["Experiment", f"Dice, {name}"]
-    header += [f"Difference to {baseline}", "p (Holm)", "P(best)"] if several else []
     known = [column for column in COSTS if costs[column].notna().any()]
-    header += [COSTS[column][0] for column in known]
     differences = analysis.to_baseline(name) if several else pd.DataFrame()
     best = analysis.best(name) if several else pd.Series(dtype=float)
-    leading = means["mean"].idxmax()
     rows = []
-    for experiment in analysis.experiments:
-        row = means.loc[experiment]
+    for experiment, row in means.iterrows():
         dice = interval(row["mean"], row["low"], row["high"])
-        cells = [Cell(experiment), Cell(dice.text, dice.value, several and experiment == leading)]
+        cells = [Cell(experiment), Cell(dice.text, dice.value, several and row["mean"] == means["mean"].max())]
         if several:
-            cells += _compared(differences, experiment)
-            cells.append(number(best[experiment], 2))
+            cells += [*_compared(differences, experiment), number(best[experiment], 2)]
         rows.append([*cells, *(significant(costs.loc[experiment, column]) for column in known)])
-    note = (
-        f"Dice: {INTERVALS} over {int(means['n'].max())} cases; P(best): share of the bootstrap samples in which the "
-        "experiment has the highest mean; GPU-hours: of all its runs; "
-        "FLOPs: of one forward pass at the patch size."
-    )
-    return Table("main", "Quality and cost", note, header, rows)
+    header = ["Experiment", f"Dice, {name}"]
+    header += [f"Difference to {baseline}", "p (Holm)", "P(best)"] if several else []
+    header += [COSTS[column][0] for column in known]
+    return Table("main", "Quality and cost", _main_note(analysis, known), header, rows)
+
+
+def _main_note(analysis: Analysis, known: list[str]) -> str:
+    cases = int(analysis.means(analysis.classes[0])["n"].max())
+    parts = [f"Dice: {INTERVALS} over {cases} cases"]
+    if len(analysis.experiments) > 1:
+        parts.append("P(best): share of the bootstrap samples in which the experiment has the highest mean")
+    if known and len(analysis.sizes) > 1:
+        largest = analysis.sizes[-1]
+        parts.append(f"all columns: of the runs with {'all' if largest is None else largest} training cases")
+    if "gpu_hours" in known:
+        parts.append("GPU-hours: training and validation of an experiment's runs together, times the number of GPUs")
+    if "hours" in known:
+        parts.append("hours: training and validation of an experiment's runs together, by the clock")
+    if "peak_main_memory_gib" in known:
+        parts.append("main memory: of the training process on the CPU or MPS")
+    if "gflops" in known:
+        parts.append("FLOPs: of one forward pass at the patch size")
+    return "; ".join(parts) + "."
 
 
 def _compared(differences: pd.DataFrame, experiment: str) -> list[Cell]:
@@ -58,11 +69,10 @@ def class_table(analysis: Analysis, data: Data) -> Table:
         for experiment in analysis.experiments:
             cells = [Cell(name), Cell(experiment)]
             for key in analysis.metrics:
-                found = experiment in means[key].index
-                row = means[key].loc[experiment] if found else None
+                row = means[key].loc[experiment]
                 digits = 1 if key in ("hd95", "betti0_error") else 4 if key in ("brier", "ece") else 3
-                leading = found and len(means[key]) > 1 and row["mean"] == _best(means[key]["mean"], key)
-                cell = interval(row["mean"], row["low"], row["high"], digits) if found else number(math.nan)
+                leading = len(means[key]) > 1 and row["mean"] == _best(means[key]["mean"], key)
+                cell = interval(row["mean"], row["low"], row["high"], digits)
                 cells.append(Cell(cell.text, cell.value, leading))
             rows.append(cells)
     arrows = [
@@ -118,10 +128,9 @@ def budget_table(runs: pd.DataFrame) -> Table:
     for experiment, found in runs.groupby("experiment", sort=False):
         cells = [Cell(str(experiment)), Cell(str(len(found)), len(found))]
         for key in BUDGET:
-            values = list(dict.fromkeys(str(value) for value in found[key].dropna()))
-            single = len(values) == 1 and values[0].replace(".", "").isdigit()
-            text = f"{float(values[0]):,.0f}" if single else " / ".join(values) or "–"
-            cells.append(Cell(text, float(values[0]) if single else None))
+            known = found[key].dropna().unique()
+            single = len(known) == 1 and not isinstance(known[0], str)
+            cells.append(Cell(budget_text(found[key]) or "–", float(known[0]) if single else None))
         rows.append(cells)
     header = ["Experiment", "Runs", *(name.capitalize() for name in BUDGET.values())]
-    return Table("budgets", "Budgets", "What the runs were allowed.", header, rows)
+    return Table("budgets", "Budgets", "What the runs of an experiment were allowed.", header, rows)

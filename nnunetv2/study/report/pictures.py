@@ -1,11 +1,13 @@
 """The best, the median and the worst case of a class, read from the files."""
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from dinov3.errors import ExperimentError, in_one_line
 from nnunetv2.experiment.plans import read_json
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.paths import nnUNet_raw
@@ -87,10 +89,19 @@ def _picture(
 
 
 def _read_image(data: Data, paths: list[Path] | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Return (*shape) or, of three channels, (*shape, 3), scaled to 0 … 1; grey where there is no image."""
+    """Return (*shape) or, of three channels, (*shape, 3), scaled to 0 … 1; grey where there is no image.
+
+    Raises:
+        ExperimentError: a file cannot be read, or has another shape.
+    """
     if paths is None:
         return np.full(shape, 0.25)
-    image = recursive_find_reader_writer_by_name(data.reader)().read_images([str(path) for path in paths])[0]
+    try:
+        image = recursive_find_reader_writer_by_name(data.reader)().read_images([str(path) for path in paths])[0]
+    except Exception as error:  # every reader has its own
+        raise ExperimentError(f"cannot read the image {paths[0]}: {in_one_line(error)}") from error
+    if image.size != len(image) * math.prod(shape):
+        raise ExperimentError(f"{paths[0]} has the shape {image.shape[1:]}, its truth {shape}")
     image = image.reshape(len(image), *shape)
     image = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
     low, high = np.percentile(image, (0.5, 99.5))

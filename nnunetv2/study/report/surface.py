@@ -23,15 +23,21 @@ class Surface:
         return cKDTree(self.points, balanced_tree=False, compact_nodes=False)
 
 
-def surface_of(mask: np.ndarray, spacing: tuple[float, ...]) -> Surface:
-    """Return the surface of a mask (H, W) or (D, H, W) with a spacing along each axis."""
+def surface_of(mask: np.ndarray, spacing: tuple[float, ...], corner: tuple[int, ...]) -> Surface:
+    """Return the surface of a mask.
+
+    Args:
+        mask: (H, W) or (D, H, W); what is outside of it is background.
+        spacing: along each axis.
+        corner: position of its first pixel in the image.
+    """
     padded = np.pad(mask, 1)
     centre = (slice(1, -1),) * mask.ndim
     interior = mask.copy()
     for axis in range(mask.ndim):
         for step in (slice(2, None), slice(None, -2)):
             interior &= padded[(*centre[:axis], step, *centre[axis + 1 :])]
-    return Surface(np.argwhere(mask & ~interior) * np.asarray(spacing))
+    return Surface((np.argwhere(mask & ~interior) + corner) * np.asarray(spacing))
 
 
 def surface_metrics(reference: Surface, prediction: Surface, diagonal: float, tolerance: float) -> tuple[float, float]:
@@ -53,4 +59,4 @@ def surface_metrics(reference: Surface, prediction: Surface, diagonal: float, to
     to_prediction = prediction.tree.query(reference.points)[0]
     within = np.count_nonzero(to_reference <= tolerance) + np.count_nonzero(to_prediction <= tolerance)
     hausdorff = max(np.percentile(to_reference, 95), np.percentile(to_prediction, 95))
-    return float(hausdorff), within / (len(to_reference) + len(to_prediction))
+    return float(hausdorff), float(within / (len(to_reference) + len(to_prediction)))

@@ -81,14 +81,15 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table, label: str) -> str:
-    """Return the table as LaTeX with booktabs."""
+    """Return the table as LaTeX with booktabs, no wider than the text."""
     columns = "l" + "r" * (len(table.header) - 1)
     lines = [
-        "% needs \\usepackage{booktabs}",
+        "% needs \\usepackage{booktabs, adjustbox}",
         "\\begin{table}",
         "  \\centering",
         f"  \\caption{{{_escaped(table.title)}. {_escaped(table.note)}}}",
         f"  \\label{{{label}}}",
+        "  \\begin{adjustbox}{max width=\\textwidth}",
         f"  \\begin{{tabular}}{{{columns}}}",
         "    \\toprule",
         f"    {' & '.join(_escaped(name) for name in table.header)} \\\\",
@@ -97,7 +98,7 @@ def to_latex(table: Table, label: str) -> str:
     for row in table.rows:
         texts = [f"\\textbf{{{_escaped(cell.text)}}}" if cell.strong else _escaped(cell.text) for cell in row]
         lines.append(f"    {' & '.join(texts)} \\\\")
-    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
+    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "  \\end{adjustbox}", "\\end{table}", ""])
 
 
 _LATEX = {

@@ -16,6 +16,7 @@ import pytest
 from slurm_cluster import slurm_cluster, why_not
 
 from dinov3.weights.reading import read_checkpoint
+from nnunetv2.study.training_log import training_logs
 
 pytestmark = pytest.mark.xdist_group("study")  # what the single commands give is trained once
 COMMAND = "nnUNetv2_vit_study"
@@ -140,33 +141,70 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_on_slurm_with_one_job_requeued_it_gives_the_same_numbers(trial: Trial):
+def test_preempted_timed_out_and_requeued_on_slurm_it_gives_the_same_numbers(trial: Trial):
     study, place = trial.write("slurm"), trial.place
     run = (COMMAND, "run", study, "--on", "slurm", "--cpus", 1, "--time", 10, "--partition", "main")
     number = len(trial.experiments) * len(trial.folds) * len(trial.seeds)
     assert f"{number} jobs submitted" in place.run(*run, "--slurm", "array_parallelism=2")
     assert "0 jobs submitted" in place.run(*run)  # they are in the queue
-    job = min((trial.results / "study_slurm").glob("*_linear*__fold_0.job")).read_text()
-    wait_until((trial.fold("slurm", "linear", 0, 0) / "checkpoint_best.pth").exists)
-    scontrol("requeue", job)
-    wait_until(lambda: squeue("--jobs", job, "--format=%T").strip() == "PENDING")
-    scontrol("update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
-    wait_until(lambda: not squeue(), seconds=60 * number)
-    assert f"slurm: {number} of {number} runs finished" in place.run(COMMAND, "status", study)
+    first, second = (SlurmJob(trial, experiment) for experiment in trial.experiments[:2])
+
+    wait_until((first.fold / "checkpoint_best.pth").exists)
+    ask_slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")  # preempts them
+    first.start_now()
+    second.start_now()
+    wait_until(lambda: len(training_logs(first.fold)) == 2)
+    ask_slurm("scancel", "--signal=USR2", first.number)  # what Slurm sends before the time limit
+    first.start_now()
+    wait_until(lambda: second.state != "PENDING")
+    ask_slurm("scontrol", "requeue", second.number)
+    second.start_now()
+
+    assert f"slurm: {number} of {number} runs finished" in place.run(*run, "--wait")
+    assert first.output.read_text().count("Calling checkpoint method") == 2
     assert trial.numbers("slurm") == trial.numbers("alone")
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """The job that trains an experiment's first fold and seed."""
+
+    trial: Trial
+    experiment: str
+
+    @property
+    def folder(self) -> Path:
+        return self.trial.results / "study_slurm"
+
+    @property
+    def fold(self) -> Path:
+        return self.trial.fold("slurm", self.experiment, 0, 0)
+
+    @property
+    def number(self) -> str:
+        plans = f"nnUNetPlans_slurm_{self.experiment}{self.trial.suffix(0)}"
+        return (self.folder / f"{plans}__fold_0.job").read_text()
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "slurm" / f"{self.number}_0_log.out"
+
+    @property
+    def state(self) -> str:
+        return ask_slurm("squeue", "--noheader", "--array", "--jobs", self.number, "--format=%T").strip()
+
+    def start_now(self) -> None:
+        """Wait until the job is requeued, and start it; Slurm would wait for two minutes."""
+        wait_until(lambda: self.state == "PENDING")
+        ask_slurm("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, squeue()
+        assert time.monotonic() < end, ask_slurm("squeue", "--array")
         time.sleep(0.1)
 
 
-def scontrol(*arguments: str) -> None:
-    subprocess.run(["scontrol", *arguments], env=os.environ, check=True)
-
-
-def squeue(*arguments: str) -> str:
-    command = ["squeue", "--noheader", "--array", *arguments]
+def ask_slurm(*command: str) -> str:
     return subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True).stdout

@@ -59,6 +59,14 @@ def test_all_wrong_experiments_are_named_before_anything_starts(workplace, write
     assert third.startswith("experiments.weights: dpt: model.checkpoint_path: no such file: '/none'")
 
 
+def test_fewer_cases_than_folds(workplace, make_workplace, write, refused):
+    place = make_workplace("few")
+    left_out = shutil.ignore_patterns("splits_final.json", "fundus_000*")
+    shutil.copytree(workplace.preprocessed, place.preprocessed, ignore=left_out, dirs_exist_ok=True)
+    told = refused(place, "run", write(), command="nnUNetv2_vit_study")
+    assert "nnU-Net's split into 5 folds needs at least 5 cases, found 4: write a splits_final.json" in told
+
+
 def test_too_little_room_for_the_checkpoints(write, message, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30, 2**20))

@@ -75,8 +75,8 @@ def test_no_print_in_library_code_but_in_commands_and_one_exception():
     }
     commands = {("training_commands.py", "_refuse"), ("vit_info.py", "run_info_entry")}
     told = ("_tell_failures", "_tell_unfinished")
-    commands |= {("study_command.py", f) for f in ("run_study_entry", "submit_study", "_print_table", *told)}
-    commands |= {("compare_command.py", "compare"), ("run.py", "_refuse")}
+    commands |= {("study_command.py", f) for f in ("run_study_entry", "_run_on_slurm", "_print_table", *told)}
+    commands |= {("held_out_arguments.py", "print_path"), ("run.py", "_refuse")}
     assert calls == {("segmentation_model.py", "print_trainable_parameters"), *commands}
 
 

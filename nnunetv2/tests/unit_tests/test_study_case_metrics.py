@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_erosion, gaussian_filter, label
+from skimage.morphology import skeletonize
 
 from nnunetv2.study.report.calibration import calibration_bins, expected_calibration_error
 from nnunetv2.study.report.case_metrics import Mask, measure
@@ -67,6 +69,18 @@ def test_pixels_that_touch_at_a_corner_are_one_component() -> None:
     assert mask(["#.", ".#"]).components == 1
 
 
+@pytest.mark.parametrize(("shape", "part"), [((40, 50), np.s_[5:22, 30:50]), ((12, 20, 16), np.s_[0:9, 4:15, 3:12])])
+def test_small_structures_are_measured_as_in_the_whole_image(shape: tuple[int, ...], part: tuple[slice, ...]) -> None:
+    pixels, spacing = np.zeros(shape, bool), (3.0, 0.7, 1.9)[-len(shape) :]
+    field = gaussian_filter(np.random.default_rng(0).normal(size=shape), 1)
+    pixels[part] = (np.abs(field) < 0.05)[part]
+    small = Mask(pixels, spacing)
+    edge = pixels & ~binary_erosion(pixels)
+    assert edge.any() and np.array_equal(small.surface.points, np.argwhere(edge) * spacing)
+    assert np.array_equal(small.skeleton, skeletonize(pixels))
+    assert small.components == label(pixels, np.ones((3,) * pixels.ndim))[1] > 1
+
+
 def test_volume() -> None:
     reference = np.zeros((5, 5, 5), bool)
     reference[1:4, 1:4, 1:4] = True
@@ -84,7 +98,6 @@ def test_volume() -> None:
 def test_surface_metrics_are_those_of_monai() -> None:
     import torch
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
-    from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(0)
     for shape, spacing in (((48, 40), (1.0, 1.0)), ((40, 48), (0.7, 1.9)), ((12, 20, 16), (3.0, 0.8, 0.8))):

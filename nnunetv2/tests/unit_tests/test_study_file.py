@@ -11,7 +11,6 @@ from nnunetv2.study.runs import expand
 STUDY = """
 name: av
 dataset: 900
-folds: [0, 1]
 experiments:
   first: {config: upernet}
   second: {config: m2f, overrides: [model.backbone_size=base]}
@@ -28,7 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(folder: Path, *lines: str) -> Path:
     file = folder / "study.yaml"
-    file.write_text(STUDY + "\n".join(lines))
+    folds = () if any(line.startswith("folds:") for line in lines) else ("folds: [0, 1]",)
+    file.write_text(STUDY + "\n".join((*lines, *folds)))
     return file
 
 
@@ -43,6 +43,8 @@ def test_a_run_for_every_experiment_fold_seed_and_number_of_cases(folder: Path):
     assert run.plans_name == "nnUNetPlans_av_second_seed1_n4" and run.trainer == "nnUNetTrainer_m2f"
     results = folder / "results" / "Dataset900_Test"
     assert run.folder == results / "nnUNetTrainer_m2f__nnUNetPlans_av_second_seed1_n4__2d" / "fold_1"
+    other = next(r for r in runs if r.num_training_cases is None)
+    assert other.start[-1] == "train.num_training_cases=null"  # also where the experiment's file says a number
     overrides = ("train.num_epochs=3", "model.backbone_size=base", "train.seed=1", "train.num_training_cases=4")
     assert run.start[-5:] == (*overrides, f"train.training_groups={folder}/groups.csv")
     assert run.start[:5] == ("900", "2d", "1", "--config", "m2f") and "--npz" in run.start
@@ -77,6 +79,9 @@ def test_a_configuration_of_ones_own_stands_beside_the_file(folder: Path, monkey
         (("baseline: none",), "baseline: allowed: first, second, found 'none'"),
         (("groups: missing.csv",), "groups: no such file: 'missing.csv'"),
         (("device: gpu",), "device: .*'cuda', 'cpu' or 'mps', found 'gpu'"),
+        (("folds: [0, all]",), "folds: all stands alone, because it trains on the cases that the other folds validate"),
+        (("nsd_tolerance: 0",), "nsd_tolerance: .*greater than 0, found 0"),
+        (("nsd_tolerance: .inf",), "nsd_tolerance: .*finite number, found inf"),
     ],
 )
 def test_wrong_values_are_refused(folder: Path, lines: tuple[str, ...], message: str):

@@ -1,10 +1,13 @@
 """Reports on simulated folds: what is measured, left out, refused, cached and written."""
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,19 @@ from nnunetv2.study.members import Comparison, Member
 from nnunetv2.study.report.analysis import Analysis
 from nnunetv2.study.report.cache import FILE_NAME
 from nnunetv2.study.report.case_table import CaseTable, measure_all
-from nnunetv2.study.report.costs import cost_table, run_table, unequal_budgets
+from nnunetv2.study.report.costs import COSTS, cost_table, run_table, unequal_budgets
 from nnunetv2.study.report.data import data_of
+from nnunetv2.study.report.draw import draw_all
+from nnunetv2.study.report.figures.style import lines_of
+from nnunetv2.study.report.folders import comparison_of_folders
 from nnunetv2.study.report.learning_curves import learning_curve
+from nnunetv2.study.report.methods import methods, warnings
 from nnunetv2.study.report.one_case import measure_case
+from nnunetv2.study.report.output import check_output, complete_folder
+from nnunetv2.study.report.page_tables import class_table, main_table
+from nnunetv2.study.report.pictures import chosen_cases, image_files, pictures_of_class
 from nnunetv2.study.report.selection import check_cases, comparable
 from nnunetv2.study.report.tables import Cell, Table, interval, probability, significant, to_latex, to_markdown
-from nnunetv2.study.report.write import check_output
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -70,7 +79,7 @@ class InProcess:
         future: Future = Future()
         try:
             future.set_result(function(*arguments))
-        except ExperimentError as error:
+        except Exception as error:
             future.set_exception(error)
         return future
 
@@ -198,6 +207,51 @@ def test_damaged_prediction_is_named(simulation: Simulation, monkeypatch: pytest
     imsave(path, np.zeros((5, 5), np.uint8), check_contrast=False)
     with pytest.raises(ExperimentError, match=r"has the shape \(5, 5\), its truth \(32, 32\)"):
         measure_all(comparison, data_of(comparison))
+    path.write_bytes(b"another prediction")
+    monkeypatch.setattr("nnunetv2.study.report.case_table.measure_case", killed)
+    with pytest.raises(ExperimentError, match="a process that measures the cases was killed.* --processes [12];"):
+        measure_all(comparison, data_of(comparison), 3)
+
+
+def killed(*_: object) -> None:
+    raise BrokenProcessPool("a child process terminated abruptly")
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_image_that_cannot_be_shown_is_named(simulation: Simulation, table: CaseTable, damaged: bool) -> None:
+    comparison = comparison_of(simulation)
+    dice, images = Analysis(comparison, table).values("vein"), image_files(DATASET)
+    data = data_of(comparison)
+    (path,) = images[chosen_cases(dice)["worst"]]
+    imsave(path, np.zeros((5, 5, 3), np.uint8), check_contrast=False)
+    if damaged:
+        path.write_bytes(b"no image")
+    expected = f"cannot read the image {path}" if damaged else f"{path} has the shape (1, 5, 5), its truth (32, 32)"
+    with pytest.raises(ExperimentError, match=re.escape(expected)):
+        pictures_of_class(comparison, data, data.classes[1], dice, images)
+
+
+@pytest.mark.parametrize("empty", [("vein",), ("artery", "vein")])
+def test_classes_that_are_empty_everywhere_are_reported_as_nan(
+    simulation: Simulation, table: CaseTable, empty: tuple[str, ...]
+) -> None:
+    rows = table.rows.copy()
+    metrics = rows.columns[rows.columns.get_loc("class") + 1 :]
+    rows.loc[rows["class"].isin(empty), metrics] = np.nan
+    comparison, data = comparison_of(simulation), data_of(comparison_of(simulation))
+    analysis, runs = Analysis(comparison, replace(table, rows=rows)), run_table(comparison, ".png")
+    of_vein = analysis.summary[analysis.summary["class"] == "vein"]
+    assert of_vein["metric"].tolist() == ["dice", "dice"] and of_vein["mean"].isna().all()
+    assert of_vein["n"].tolist() == [0, 0] and analysis.to_baseline("vein")["difference"].isna().all()
+    main = main_table(analysis, cost_table(runs))
+    assert [row[1].text == "–" for row in main.rows] == [len(empty) == 2] * 2
+    assert all(len(row) == len(one.header) for one in (main, class_table(analysis, data)) for row in one.rows)
+    names = ("mean of the classes", *empty) if len(empty) == 2 else empty
+    assert f"Truth and predictions of {', '.join(names)} are empty in all cases" in warnings(analysis, runs)[0]
+    drawn = {figure.name for figure in draw_all(analysis, data, cost_table(runs))}
+    assert ("boxes_dice" in drawn, "cases_1" in drawn, "cases_2" in drawn) == (len(empty) == 1, len(empty) == 1, False)
+    assert len(empty) == 2 or {"differences", "cost"} <= drawn
+    assert "10,000 samples" in methods(analysis, data, runs)
 
 
 def test_learning_curve_of_a_resumed_training(tmp_path: Path) -> None:
@@ -213,6 +267,28 @@ def test_learning_curve_of_a_resumed_training(tmp_path: Path) -> None:
     assert len(learning_curve(tmp_path / "none")) == 0
 
 
+def test_learning_curves_of_all_numbers_of_training_cases(simulation: Simulation, table: CaseTable) -> None:
+    rows = pd.concat([table.rows.assign(num_training_cases=size) for size in (2, None)])
+    comparison = comparison_of(simulation)
+    members = [replace(member, num_training_cases=size) for member in comparison.members for size in (2, None)]
+    analysis = Analysis(
+        replace(comparison, members=members),
+        CaseTable(rows.astype({"num_training_cases": "Int64"}), {}),
+    )
+    figures = {one.name: one.figure for one in draw_all(analysis, data_of(comparison), pd.DataFrame(columns=[*COSTS]))}
+    axes = figures["learning_curves"].axes
+    assert [panel.get_title() for panel in axes[::3]] == [
+        "pseudo Dice, 2 training cases",
+        "pseudo Dice, all training cases",
+    ]
+    assert [len(panel.get_lines()) for panel in axes] == [2 * (2 + 1)] * 6  # experiments × (folds + mean)
+
+
+def test_experiments_look_different() -> None:
+    looks = lines_of([str(number) for number in range(32)])
+    assert len({tuple(look.values()) for look in looks.values()}) == 32
+
+
 def test_costs_add_up_and_unequal_budgets_are_named(simulation: Simulation) -> None:
     runs = run_table(comparison_of(simulation), ".png")
     costs = cost_table(runs)
@@ -225,6 +301,40 @@ def test_costs_add_up_and_unequal_budgets_are_named(simulation: Simulation) -> N
     assert sentence == "The batch size differs: 2 (unet); 8 (upernet)."
     (simulation.fold_folder("unet", 0) / "cost.json").unlink()
     assert np.isnan(cost_table(run_table(comparison_of(simulation), ".png")).loc["unet", "gpu_hours"])
+
+
+def test_costs_are_named_by_the_device(simulation: Simulation) -> None:
+    path = simulation.fold_folder("unet", 0) / "cost.json"
+    cost = json.loads(path.read_text()) | {"peak_reserved_bytes": None, "peak_resident_bytes": 2**31}
+    for fold in (0, 1):
+        (simulation.fold_folder("unet", fold) / "cost.json").write_text(json.dumps(cost))
+    costs = cost_table(run_table(comparison_of(simulation), ".png"))
+    assert costs.loc["unet", ["hours", "peak_main_memory_gib"]].tolist() == pytest.approx([2 * 3000 / 3600, 2])
+    assert costs.loc["upernet", ["gpu_hours", "peak_gpu_memory_gib"]].tolist() == pytest.approx([2 * 6000 / 3600, 7])
+    assert costs.loc["unet", ["gpu_hours", "peak_gpu_memory_gib"]].isna().all()
+    assert costs.loc["upernet", ["hours", "peak_main_memory_gib"]].isna().all()
+
+
+def test_inherited_budgets_are_those_of_the_parent(simulation: Simulation) -> None:
+    path = simulation.fold_folder("upernet", 0).parent / "plans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"] = {"parent": plans["configurations"]["2d"], "2d": {"inherits_from": "parent"}}
+    path.write_text(json.dumps(plans))
+    assert unequal_budgets(run_table(comparison_of(simulation), ".png")) == []
+
+
+def test_numbers_of_training_cases_are_compared(simulation: Simulation) -> None:
+    assert run_table(comparison_of(simulation), ".png")["training_cases"].tolist() == [2] * 4  # of the split
+    for fold in (0, 1):
+        log = next(simulation.fold_folder("upernet", fold).glob("training_log_*.txt"))
+        lines = "This split has 2 training and 2 validation cases.", "Training on 1 of 2 training cases: image_001"
+        log.write_text("".join(f"2026-01-01 00:00:00.0: {line} \n" for line in lines) + log.read_text())
+    (sentence,) = unequal_budgets(run_table(comparison_of(simulation), ".png"))
+    assert sentence == "The number of training cases differs: 2 (unet); 1 (upernet)."
+    (simulation.root / "preprocessed" / DATASET / "splits_final.json").unlink()
+    assert unequal_budgets(run_table(comparison_of(simulation), ".png")) == [
+        "The number of training cases differs: unknown (unet); 1 (upernet)."
+    ]
 
 
 def test_tables() -> None:
@@ -244,14 +354,44 @@ def test_tables() -> None:
 
 def test_output_that_is_no_report_is_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ExperimentError, match="holds other files than a report"):
+    with pytest.raises(ExperimentError, match="holds other files than a report, such as thesis.txt"):
         check_output(tmp_path)
     with pytest.raises(ExperimentError, match="is not a folder"):
         check_output(tmp_path / "thesis.txt")
     with pytest.raises(ExperimentError, match="cannot write"):
         check_output(tmp_path / "thesis.txt" / "report")
     check_output(tmp_path / "new" / "report")
+    report = tmp_path / "older"
+    for name in ("report.html", "cases.csv", "figures/ranks.pdf"):
+        (report / name).parent.mkdir(parents=True, exist_ok=True)
+        (report / name).touch()
+    check_output(report)
+    (report / "figures" / "notes.txt").touch()
+    with pytest.raises(ExperimentError, match="such as figures/notes.txt"):
+        check_output(report)
+    shutil.rmtree(report)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "thesis.txt"]
+
+
+def test_older_report_is_lost_only_when_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, rename = tmp_path / "report" / "report.html", Path.rename
+    for content in ("first", "second"):
+        with complete_folder(tmp_path / "report") as folder:
+            (folder / page.name).write_text(content)
+        assert page.read_text() == content
+
+    def refused(path: Path, target: Path) -> Path:
+        if target == tmp_path / "report" and (path / page.name).read_text() == "third":
+            raise PermissionError(13, "Permission denied", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with (
+        pytest.raises(ExperimentError, match="cannot write .*report: Permission denied"),
+        complete_folder(tmp_path / "report") as folder,
+    ):
+        (folder / page.name).write_text("third")
+    assert page.read_text() == "second" and [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +402,10 @@ def test_output_that_is_no_report_is_kept(tmp_path: Path) -> None:
         (["nnUNetPlans_unet", "-f", "3"], "nnUNetTrainer__nnUNetPlans_unet__2d has no fold 3; existing: 0, 1"),
         (["nnUNetPlans_unet", "--baseline", "x"], "--baseline 'x' is none of the experiments"),
         (["nnUNetPlans_unet", "--tubular", "9"], "tubular: 9 is no label of Dataset950_Simulated; allowed: [1, 2]"),
-        (["nnUNetPlans_unet", "--nsd-tolerance", "-1"], "--nsd-tolerance must be at least 0, found -1.0"),
+        (["nnUNetPlans_unet", "--nsd-tolerance", "-1"], "--nsd-tolerance must be a number above 0, found -1.0"),
+        (["nnUNetPlans_unet", "--nsd-tolerance", "0"], "--nsd-tolerance must be a number above 0, found 0.0"),
+        (["nnUNetPlans_unet", "--processes", "0"], "--processes must be at least 1, found 0"),
+        (["a=nnUNetPlans_none"], "no training 'nnUNetPlans_none' of Dataset950_Simulated, 2d; existing: nnUNetTrainer"),
     ],
 )
 def test_wrong_arguments_end_in_one_sentence(
@@ -289,4 +432,42 @@ def test_compare_takes_plans_and_folders(simulation: Simulation, monkeypatch: py
         (name, str(fold), simulation.fold_folder(experiment, fold))
         for name, experiment in (("unet", "unet"), ("nnUNetTrainer__nnUNetPlans_upernet__2d", "upernet"))
         for fold in (0, 1)
+    ]
+
+
+def test_missing_library_is_told_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = find_spec("pandas")
+    monkeypatch.setattr(
+        "nnunetv2.study.report.libraries.find_spec", lambda name: None if name in ("jinja2", "skimage") else there
+    )
+    with pytest.raises(SystemExit) as end:
+        run_compare_entry(["-d", "none", "-c", "2d", "-o", "report", "x"])
+    assert end.value.code == 2
+    assert 'a report needs scikit-image, jinja2: pip install ".[study]"' in capsys.readouterr().err
+
+
+def test_interrupted_compare_says_so(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nnunetv2.study.report.write.write_report", interrupted)
+    with pytest.raises(SystemExit) as end:
+        run_compare_entry(["-d", "950", "-c", "2d", "-o", str(simulation.root / "report"), "nnUNetPlans_unet"])
+    assert end.value.code == 130
+    assert capsys.readouterr().err.startswith("nnUNetv2_vit_compare: stopped;")
+
+
+def test_names_of_plans_may_have_an_equals_sign(simulation: Simulation) -> None:
+    model = simulation.fold_folder("unet", 0).parent
+    model.rename(model.with_name("nnUNetTrainer__nnUNetPlans_lr=1__2d"))
+    names = ["nnUNetPlans_lr=1", "a=nnUNetPlans_lr=1", "b=nnUNetTrainer__nnUNetPlans_lr=1__2d"]
+    comparison = comparison_of_folders("950", "2d", names, folds=["0", "0"])
+    assert [(member.experiment, member.fold) for member in comparison.members] == [
+        ("nnUNetPlans_lr=1", "0"),
+        ("a", "0"),
+        ("b", "0"),
     ]

@@ -1,5 +1,7 @@
 """The queue of a study, and the states of its runs, with a program of a moment in place of a training."""
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -7,21 +9,25 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.run import study_command
+from nnunetv2.run import study_command, study_on_slurm
+from nnunetv2.run.study_on_slurm import slurm_options
 from nnunetv2.run.study_workers import cores_of, local_workers
 from nnunetv2.study import training
 from nnunetv2.study.comparison import comparison_of
 from nnunetv2.study.config import StudyConfig
 from nnunetv2.study.display import PlainDisplay, TerminalDisplay
 from nnunetv2.study.local import run_locally
-from nnunetv2.study.progress import headline, read_progress, seconds_left, training_logs
+from nnunetv2.study.locked_command import inheritable_lock
+from nnunetv2.study.progress import headline, read_progress, seconds_left
 from nnunetv2.study.runs import Run, expand
-from nnunetv2.study.slurm import minutes_of
-from nnunetv2.study.state import failure_of, forget_failure, state
+from nnunetv2.study.slurm import TrainingJob, minutes_of
+from nnunetv2.study.state import failure_of, forget_failure, is_locked, state
+from nnunetv2.study.training_log import training_logs
 
 TRAINING = """
 import json, os, pathlib, sys, time
@@ -84,6 +90,22 @@ def test_a_run_with_a_checkpoint_is_resumed(study: StudyConfig):
     assert run.log.read_text() == "started --c --name\n"
 
 
+def test_a_request_to_stop_that_comes_while_a_training_starts_stops_it(
+    study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+):
+    def ask_to_stop_once_locked(run: Run) -> bool:
+        if is_locked(run):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return is_locked(run)
+
+    monkeypatch.setattr(training, "is_locked", ask_to_stop_once_locked)
+    study.experiments = experiments("sleeps", "waits")
+    runs = expand(study)
+    with pytest.raises(KeyboardInterrupt):
+        run_locally(runs, [{}, {}], nothing)
+    assert [state(run) for run in runs] == ["interrupted", "waiting"]
+
+
 @pytest.mark.integration
 def test_an_interrupted_study_stops_its_trainings(study: StudyConfig):
     study.experiments = experiments("sleeps")
@@ -110,6 +132,51 @@ def test_a_run_is_running_until_its_process_is_killed(study: StudyConfig):
     assert state(run) == "interrupted"
     training.conclude(run, process.returncode)
     assert "killed by SIGKILL" in failure_of(run)
+
+
+@pytest.mark.parametrize(
+    ("job", "is_requeued"),
+    [
+        ("JobState=RUNNING Reason=None", True),  # before it is preempted, or by hand
+        ("JobState=COMPLETING Reason=TimeLimit", True),
+        ("JobState=COMPLETING Reason=None", False),  # cancelled, or requeued by Slurm
+    ],
+)
+def test_a_job_whose_training_is_stopped_is_requeued_unless_slurm_ends_it(
+    study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, is_requeued: bool
+):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(training, "TRAIN", (sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"))
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\n[ "$*" = "show job --oneliner 12" ] && echo "JobId=12 {job} Requeue=1"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    requests: list[int] = []
+    former = signal.signal(signal.SIGUSR2, lambda number, _frame: requests.append(number))
+    try:
+        (run, _) = expand(study)
+        TrainingJob(run, {})()
+    finally:
+        signal.signal(signal.SIGUSR2, former)
+    assert requests == [signal.SIGUSR2] * is_requeued
+    assert state(run) == "interrupted"  # and not failed
+
+
+def test_a_file_system_without_locks(study: StudyConfig, monkeypatch: pytest.MonkeyPatch):
+    def lock(*_arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    run, other = expand(study)
+    other.lock.mkdir(parents=True)  # cannot be locked by whomever
+    run_locally([other], [{}], nothing)
+    assert f"(exit code 1: cannot lock {other.lock}: Is a directory)" in failure_of(other)
+    run.lock.touch()
+    monkeypatch.setattr(fcntl, "lockf", lock)
+    with pytest.raises(ExperimentError, match=f"cannot tell whether {run.lock} is locked: No locks available"):
+        state(run)
+    with pytest.raises(OSError, match="No locks available"), inheritable_lock(str(run.lock)):
+        pass
 
 
 def test_every_worker_has_its_variables(study: StudyConfig, monkeypatch: pytest.MonkeyPatch):
@@ -194,6 +261,19 @@ def test_a_comparison_names_the_finished_runs_and_those_that_are_missing(study: 
     assert comparison.missing == [failure_of(runs[1])] and comparison.groups is None and comparison.tubular == [1]
 
 
+def test_report_names_its_page(study: StudyConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    written: list[tuple] = []
+    monkeypatch.setattr("nnunetv2.study.report.write.write_report", lambda *arguments: written.append(arguments))
+    monkeypatch.setattr(study_command, "read_study", lambda path: study)
+    monkeypatch.setattr(study_command, "comparison_of", lambda study: study.name)
+    study_command.run_study_entry(["report", "study.yaml", "-o", "a/report", "--processes", "3"])
+    assert written == [("s", Path("a/report"), 3, None)]
+    assert capsys.readouterr().out == "the report is a/report/report.html\n"
+    with pytest.raises(SystemExit, match="2"):
+        study_command.run_study_entry(["report", "study.yaml", "-o", "a/report", "--processes", "0"])
+    assert "--processes must be at least 1, found 0" in capsys.readouterr().err
+
+
 def test_half_a_summary_is_no_finished_run(study: StudyConfig):
     run, _ = expand(study)
     summary = run.folder / "validation" / "summary.json"
@@ -201,6 +281,17 @@ def test_half_a_summary_is_no_finished_run(study: StudyConfig):
     summary.write_text(json.dumps({"foreground_mean": {}})[:-3])
     (run.folder / "checkpoint_final.pth").touch()
     assert state(run) == "interrupted"
+
+
+def test_a_summary_is_read_once(study: StudyConfig, monkeypatch: pytest.MonkeyPatch):
+    (run, _) = expand(study)
+    run_locally([run], [{}], nothing)
+    assert read_progress(run).dice == 0.5
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", None)
+        assert read_progress(run).dice == 0.5
+    (run.folder / "validation" / "summary.json").write_text(json.dumps({"foreground_mean": {"Dice": 0.25}}))
+    assert read_progress(run).dice == 0.25
 
 
 def test_workers_on_the_cpu_share_its_cores(study: StudyConfig, monkeypatch: pytest.MonkeyPatch):
@@ -223,6 +314,81 @@ def test_times_as_slurm_writes_them(time_limit: str, minutes: int):
     assert minutes_of(time_limit) == minutes
 
 
-def test_a_wrong_time_is_refused():
-    with pytest.raises(ExperimentError, match="--time takes .* found 'soon'"):
-        minutes_of("soon")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--time", "soon"), "--time takes .* found 'soon'"),
+        (("--time", "0"), "--time must be at least 3 minutes, .* up to 150 s before their end, found 0"),
+        (("--slurm", "time=soon"), "--slurm time takes .* found 'soon'"),
+        (("--time", "5", "--slurm", "signal_delay_s=300"), "--time must be at least 7 minutes, .* found 5"),
+        (("--slurm", "signal_delay_s=0"), "--slurm signal_delay_s takes a number of seconds, at least 1, found 0"),
+        (("--cpus", "0"), "--cpus must be at least 1, found 0"),
+        (("--gpus", "-1"), "--gpus must be at least 0, found -1"),
+    ],
+)
+def test_wrong_options_of_slurm_are_refused(study: StudyConfig, arguments: tuple[str, ...], message: str):
+    with pytest.raises(ExperimentError, match=message):
+        options_of(study, *arguments)
+
+
+def options_of(study: StudyConfig, *arguments: str) -> dict[str, Any]:
+    return slurm_options(study, study_command.create_parser().parse_args(["run", "study.yaml", *arguments]))
+
+
+def test_values_of_slurm_are_yaml_but_for_times(study: StudyConfig):
+    options = options_of(study, "--slurm", "time=1:00:00", "--slurm", "mem_gb=1.5", "--slurm", "nodelist=[a, b]")
+    assert (options["time"], options["mem_gb"], options["nodelist"]) == (60, 1.5, ["a", "b"])
+    options = options_of(study, "--slurm", "timeout_min=90", "--slurm", "additional_parameters={begin: 12:00:00, x: 1}")
+    assert options["time"] == 90 and options["additional_parameters"] == {"begin": "12:00:00", "x": 1}
+
+
+def test_waiting_for_jobs_survives_a_controller_that_is_away_for_a_moment(
+    study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = expand(study)
+    first.log.parent.mkdir(parents=True)
+    first.log.with_suffix(".job").write_text("12_0")  # by an earlier command
+    answers = iter([{"12_0", "7"}, None, None, {"12_0"}, {"7"}])
+    shown: list[int] = []
+    monkeypatch.setattr(study_on_slurm, "queued_jobs", lambda: answer(next(answers)))
+    monkeypatch.setattr(study_on_slurm, "SECONDS_BETWEEN_QUERIES", 0)
+    study_on_slurm.wait_for_jobs([first, second], lambda: shown.append(1))
+    assert len(shown) == 4 and next(answers, None) is None
+    monkeypatch.setattr(study_on_slurm, "queued_jobs", lambda: answer(None))
+    with pytest.raises(ExperimentError, match="Slurm does not answer; no longer waiting, but the jobs go on"):
+        study_on_slurm.wait_for_jobs([first, second], nothing)
+
+
+def answer(jobs: set[str] | None) -> set[str]:
+    if jobs is None:
+        raise ExperimentError("Slurm does not answer")
+    return jobs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("run",), "stopped; the same command goes on from the last checkpoints"),
+        (("run", "--on", "slurm"), "stopped; jobs that were submitted go on: nnUNetv2_vit_study status study.yaml"),
+        (("status",), "stopped"),
+        (("report", "-o", "report"), "stopped before the report was written; report is as it was"),
+    ],
+)
+def test_every_command_says_what_its_end_means(
+    arguments: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def interrupt(_path: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study_command, "read_study", interrupt)
+    command, *options = arguments
+    with pytest.raises(SystemExit) as end:
+        study_command.run_study_entry([command, "study.yaml", *options])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == f"nnUNetv2_vit_study: {sentence}\n"
+
+
+def test_a_training_on_all_cases_leaves_nothing_to_report_on(study: StudyConfig):
+    study.folds = ["all"]
+    with pytest.raises(ExperimentError, match="folds: all trains on every case, so that no validation is left"):
+        comparison_of(study)

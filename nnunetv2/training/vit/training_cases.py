@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from nnunetv2.experiment.dataset import DEFAULT_FOLDS
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.experiment.plans import read_json
 
@@ -80,7 +81,16 @@ def training_cases_of(folder: Path, data_identifier: str, fold: int | str) -> li
 
 
 def default_split(cases: Sequence[str]) -> list[dict[str, Sequence[str]]]:
-    """Split sorted cases as nnU-Net's trainer does without a `splits_final.json`: `train` and `val` per fold."""
+    """Split sorted cases as nnU-Net's trainer does without a `splits_final.json`: `train` and `val` per fold.
+
+    Raises:
+        ExperimentError: there are fewer cases than folds.
+    """
+    if len(cases) < DEFAULT_FOLDS:
+        raise ExperimentError(
+            f"nnU-Net's split into {DEFAULT_FOLDS} folds needs at least {DEFAULT_FOLDS} cases, found {len(cases)}: "
+            "write a splits_final.json beside the plans, or train on the fold all"
+        )
     from nnunetv2.utilities.crossval_split import generate_crossval_split  # loads scikit-learn
 
-    return generate_crossval_split(cases, seed=12345, n_splits=5)
+    return generate_crossval_split(cases, seed=12345, n_splits=DEFAULT_FOLDS)

@@ -33,13 +33,16 @@ def cost_figure(
 
 def _draw(panel: Axes, quality: pd.DataFrame, cost: pd.Series, front: list[bool]) -> None:
     colours = colours_of(list(quality.index))
+    is_log = cost.min() > 0 and cost.max() / cost.min() > 20
+    middle = (cost.min() * cost.max()) ** 0.5 if is_log else (cost.min() + cost.max()) / 2
     for experiment, row in quality.iterrows():
         x = cost[experiment]
+        beside = {"xytext": (6, 5)} if x <= middle else {"xytext": (-6, 5), "ha": "right"}  # within the panel
         panel.plot((x, x), (row["low"], row["high"]), color=colours[experiment], linewidth=1.5)
         panel.plot(x, row["mean"], "o", color=colours[experiment], markersize=7)
-        panel.annotate(str(experiment), (x, row["mean"]), (6, 5), textcoords="offset points", fontsize=8)
+        panel.annotate(str(experiment), (x, row["mean"]), textcoords="offset points", fontsize=8, **beside)
     best = sorted((cost[experiment], quality.loc[experiment, "mean"]) for experiment in quality.index[front])
     panel.step(*zip(*best, strict=True), where="post", color=GREY, linestyle="--", linewidth=1, zorder=0)
-    if cost.min() > 0 and cost.max() / cost.min() > 20:
+    if is_log:
         panel.set_xscale("log")
     panel.margins(x=0.2, y=0.15)

@@ -29,7 +29,9 @@ def differences_figure(differences: pd.DataFrame, experiments: list[str], baseli
             if row["p_holm"] < 0.05:
                 panel.annotate("*", (row["high"], height), (4, -3), textcoords="offset points", fontsize=11)
         panel.axvline(0, color=GREY, linewidth=1, linestyle="--")
-        panel.set_yticks(range(len(compared)), list(reversed(compared)))
+        is_first = panel.get_subplotspec().is_first_col()
+        panel.set_yticks(range(len(compared)), list(reversed(compared)) if is_first else [""] * len(compared))
+        panel.margins(x=0.12)
         panel.set_ylim(-0.6, len(compared) - 0.4)
         panel.grid(False, axis="y")
         panel.xaxis.set_major_locator(MaxNLocator(4))

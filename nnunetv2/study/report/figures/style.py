@@ -1,4 +1,4 @@
-"""What the figures have in common: colours, fonts, sizes."""
+"""What the figures have in common: colours, lines, fonts, sizes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the black
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
+LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # after the last colour the next kind of line begins
 GREY = "#6b7280"
 SETTINGS = {
     "font.family": "DejaVu Sans",
@@ -33,8 +34,17 @@ def drawing_style() -> Iterator[None]:
 
 
 def colours_of(experiments: list[str]) -> dict[str, str]:
-    """Return a colour per experiment."""
+    """Return a colour per experiment; they repeat after the eighth, so only where a name stands beside it."""
     return {experiment: PALETTE[i % len(PALETTE)] for i, experiment in enumerate(experiments)}
+
+
+def lines_of(experiments: list[str]) -> dict[str, dict[str, str]]:
+    """Return colour, line style and marker per experiment, for legends: 32 different ones."""
+    looks = {}
+    for i, (experiment, colour) in enumerate(colours_of(experiments).items()):
+        style, marker = LINES[i // len(PALETTE) % len(LINES)]
+        looks[experiment] = {"color": colour, "linestyle": style, "marker": marker}
+    return looks
 
 
 def panels(number: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
