@@ -119,11 +119,15 @@ def _check(converted: dict[str, Tensor], expected: dict[str, Tensor], file: Weig
     optional = [end for end in MAY_BE_MISSING if not any(name.endswith(end) for name in converted)]
     needed = {n: v for n, v in expected.items() if n in converted or not n.endswith(tuple(optional))}
     problems = mismatches(converted, needed)
-    broken = [name for name, value in converted.items() if not _is_finite(value)]
-    if broken:
-        problems.append(f"{len(broken)} with values that are not finite, such as {broken[0]}")
+    problems += not_finite(converted)
     if problems:
         raise ValueError(f"{file.path} ({file}) does not fit the backbone: {'; '.join(problems)} (timm's names)")
+
+
+def not_finite(state: dict[str, Tensor]) -> list[str]:
+    """Return what to say of tensors with values that are not finite; nothing if there are none."""
+    broken = [name for name, value in state.items() if not _is_finite(value)]
+    return [f"{len(broken)} with values that are not finite, such as {broken[0]}"] if broken else []
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """The layouts in which pretrained ViTs are published: recognised by their keys, brought to Meta's or timm's names."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,20 @@ def read_weights(path: str | Path) -> WeightFile:
     """
     path = Path(path)
     wrapper, state = unwrap(read_checkpoint(path), path)
+    return recognise_weights(path, wrapper, state)
+
+
+def recognise_weights(path: Path, wrapper: str, state: State) -> WeightFile:
+    """Recognise the layout of tensors that were read from a file.
+
+    Args:
+        path: the file, for messages.
+        wrapper: the key under which they stand.
+        state: their names in the file, with or without the prefixes of wrapper modules, to the tensors.
+
+    Raises:
+        ValueError: the layout is unknown, or a tensor cannot be one of a ViT; the message names the file.
+    """
     state, heads = _strip_prefixes(state)
     layout = next((entry for entry in LAYOUTS if entry.signature <= state.keys()), None)
     if layout is None:
@@ -87,10 +101,7 @@ def read_weights(path: str | Path) -> WeightFile:
         )
     aside = [name for name in state if re.fullmatch(layout.aside, name)]
     kept = {name: value for name, value in state.items() if name not in aside}
-    odd = next((name for name, value in kept.items() if not _is_plain(value)), None)
-    if odd is not None:
-        kind = f"{state[odd].layout}, {state[odd].dtype}, {state[odd].device}".replace("torch.", "")
-        raise ValueError(f"{path} ({layout.name}) holds a tensor that is no dense array of floats: {odd!r} ({kind})")
+    check_plain(kept, f"{path} ({layout.name})")
     try:
         return WeightFile(path, layout, wrapper, layout.rename(kept), (*heads, *aside))
     except KeyError as error:
@@ -99,8 +110,20 @@ def read_weights(path: str | Path) -> WeightFile:
         raise ValueError(f"{path} ({layout.name}) cannot be converted: {str(error).splitlines()[0]}") from error
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.is_floating_point() and not tensor.is_meta
+def check_plain(state: State, source: str) -> None:
+    """Check that tensors are dense arrays of floats.
+
+    Args:
+        state: names to tensors.
+        source: where they come from, for the message.
+
+    Raises:
+        ValueError: one is not; it is named.
+    """
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or not tensor.is_floating_point() or tensor.is_meta:
+            kind = f"{tensor.layout}, {tensor.dtype}, {tensor.device}".replace("torch.", "")
+            raise ValueError(f"{source} holds a tensor that is no dense array of floats: {name!r} ({kind})")
 
 
 def unwrap(content: Any, path: Path) -> tuple[str, State]:
@@ -127,14 +150,19 @@ def is_state(content: Any) -> bool:
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
 
 
+def strip_common_prefix(state: State, prefixes: Sequence[str] = PREFIXES) -> State:
+    """Return tensors without the prefixes, such as those of wrapper modules, that all of their names have."""
+    while common := next((p for p in prefixes if state and all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(common): value for name, value in state.items()}
+    return state
+
+
 def _strip_prefixes(state: State) -> tuple[State, list[str]]:
     """Return the trunk's tensors by their plain names, and the names of the heads beside it."""
     heads: list[str] = []
     while True:
-        common = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None)
-        if common:
-            state = {name.removeprefix(common): value for name, value in state.items()}
-        elif any(name.startswith(TRUNK) for name in state):
+        state = strip_common_prefix(state)
+        if any(name.startswith(TRUNK) for name in state):
             heads += [name for name in state if name.startswith(HEADS)]
             # any other name beside the trunk keeps its name, and is unknown later
             state = {name.removeprefix(TRUNK): value for name, value in state.items() if not name.startswith(HEADS)}

@@ -22,6 +22,7 @@ LATER_KEYS = {
     **{"auxiliary_losses": True, "num_training_cases": None, "training_groups": None},
     **{"schedule_interval": "epoch", "poly_exponent": 0.9, "warmup_fraction": None},
     **{"backbone_warmup_epochs": None, "backbone_warmup_fraction": None},
+    "decoder_checkpoint_path": "",
 }
 MAX_DIFFERENCES = 10
 MAX_NAME_LENGTH = 100
@@ -111,10 +112,11 @@ def as_stored(config: Any) -> dict[str, Any]:
         return stored
     for key in config.model.decoder_keys(config.model.decoder):
         del stored["model"][key]
-    if config.model.checkpoint_path:
-        path = Path(config.model.checkpoint_path).expanduser()
-        # not the file itself: what an index of shards links to, as in the hub's cache, lies in another folder
-        stored["model"]["checkpoint_path"] = str(path.parent.resolve() / path.name)
+    for key in ("checkpoint_path", "decoder_checkpoint_path"):
+        if stored["model"].get(key):
+            path = Path(stored["model"][key]).expanduser()
+            # not the file itself: what an index of shards links to, as in the hub's cache, lies in another folder
+            stored["model"][key] = str(path.parent.resolve() / path.name)
     return stored
 
 

@@ -9,12 +9,14 @@ from torch import nn
 
 from dinov3.weights.fitting import fit_weights
 from dinov3.weights.layouts import WeightFile, read_weights
+from nnunetv2.experiment.decoder_weights import check_decoder, load_decoder, read_decoder_file
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.backbone import create_backbone, find_pretrained_weights, load_weights, weights_follow
+from nnunetv2.model.decoder_layouts import DecoderFile
 
 
 class PretrainedWeights:
-    """The pretrained weights of a backbone.
+    """The pretrained weights of a network: those of the backbone, and a trained decoder if one is named.
 
     Args:
         model: the keys `model` of a checked configuration; None: the network has no backbone.
@@ -38,14 +40,27 @@ class PretrainedWeights:
             return read_weights(find_pretrained_weights(self.model.backbone, self.model.backbone_size))
         return None
 
+    @functools.cached_property
+    def decoder_file(self) -> DecoderFile | None:
+        """The file with a trained decoder; None: none is named.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return read_decoder_file(self.model)
+
     @property
     def has_query_bias(self) -> bool:
         """Whether DINOv3's attention needs a query bias for them; timm's hub copies have none, and are not asked.
 
         Raises:
-            ValueError: the file cannot be read.
+            ValueError: a file cannot be read.
         """
-        return self.model.backbone == "dinov3" and bool(self.model.checkpoint_path) and self.file.has_query_bias
+        if self.model.backbone != "dinov3":
+            return False
+        if self.decoder_file is not None and self.decoder_file.has_query_bias:
+            return True
+        return bool(self.model.checkpoint_path) and self.file.has_query_bias
 
     def check_fit(self, configuration: dict[str, Any]) -> None:
         """Check that they are there and fit the backbone of a derived configuration.
@@ -67,18 +82,41 @@ class PretrainedWeights:
         except ValueError as error:
             raise ExperimentError(str(error)) from error
 
-    def load(self, backbone: nn.Module) -> str:
-        """Load them into a backbone, also into one that already carries LoRA.
+    def check_decoder_fit(self, network: nn.Module) -> None:
+        """Check that the trained decoder, if one is named, fits a network.
+
+        Args:
+            network: that of a derived configuration, on any device.
+
+        Raises:
+            ExperimentError: it cannot be read, or does not fit.
+        """
+        try:
+            file = self.decoder_file
+            needs_original = file is not None and file.needs_original and self.file is not None
+            original = fit_weights(self.file, network.backbone).tensors if needs_original else None
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+        if file is not None:
+            check_decoder(file, network, original)
+
+    def load(self, network: nn.Module) -> list[str]:
+        """Load them into a network, also into one whose backbone already carries LoRA.
 
         Returns:
-            A line for the log: what was loaded from where, or that nothing was.
+            Lines for the log: what was loaded from where, or that nothing was.
 
         Raises:
             ValueError: they cannot be had or read, or do not fit.
         """
+        lines, decoder = [], self.decoder_file
         if self.file is not None:
-            return f"Loaded {load_weights(backbone, self.file)}"
-        return (
-            "WARNING: model.pretrained is false: the backbone starts from random weights, or from those that "
-            "-pretrained_weights names"
-        )
+            lines.append(f"Loaded {load_weights(network.backbone, self.file)}")
+        elif decoder is None or decoder.vit is None:
+            lines.append(
+                "WARNING: model.pretrained is false: the backbone starts from random weights, or from those that "
+                "-pretrained_weights names"
+            )
+        if decoder is not None:
+            lines += load_decoder(decoder, network, has_original=self.file is not None)
+        return lines

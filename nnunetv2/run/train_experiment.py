@@ -200,7 +200,7 @@ def derive(
     Raises:
         ExperimentError: the network cannot be built or trained here, or the weights cannot be had or do not fit.
     """
-    from nnunetv2.experiment.derive import derive_plans
+    from nnunetv2.experiment.derive import build_on_meta, count_classes, derive_plans
     from nnunetv2.experiment.memory import describe_machine
     from nnunetv2.experiment.pretrained_weights import PretrainedWeights
 
@@ -208,7 +208,10 @@ def derive(
     machine = None if device is None else describe_machine(device, args.num_gpus)
     weights = PretrainedWeights(config.model)
     derived = derive_plans(plans, args.configuration, dataset_json, config, name, source, machine, weights)
-    weights.check_fit(resolve(derived, args.configuration))
+    chosen = resolve(derived, args.configuration)
+    weights.check_fit(chosen)
+    if weights.decoder_file is not None:
+        weights.check_decoder_fit(build_on_meta(chosen, count_classes(derived, dataset_json)))
     return derived
 
 

@@ -19,7 +19,10 @@ from nnunetv2.training.nnUNetTrainer.vit_config import ViTnnUNetConfig
 from nnunetv2.training.vit.schemas import schema_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dinov3.weights.layouts import WeightFile
+    from nnunetv2.model.decoder_layouts import DecoderFile
 
 COMMAND = "nnUNetv2_vit_info"
 
@@ -118,15 +121,21 @@ def describe(path: Path) -> Iterator[str]:
     """Yield what a file of weights holds, and for which backbones.
 
     Raises:
-        ValueError: it cannot be read, or is neither the weights of a ViT nor a checkpoint of nnU-Net.
+        ValueError: it cannot be read, or is neither the weights of a ViT, nor a decoder, nor a checkpoint of nnU-Net.
     """
     from dinov3.weights.layouts import read_weights
     from nnunetv2.experiment.checkpoint import read_fold_checkpoint
+    from nnunetv2.model.decoder_layouts import UnknownLayoutError, read_decoder_weights
 
     try:
         yield from _describe_checkpoint(path, read_fold_checkpoint(path, COMMAND))
         return
     except ExperimentError:
+        pass
+    try:
+        yield from _describe_decoder(read_decoder_weights(path))
+        return
+    except UnknownLayoutError:
         file = read_weights(path)
     count = sum(tensor.numel() for tensor in file.tensors.values())
     yield f"{path}: {file}, {len(file.tensors)} tensors, {count / 1e6:.1f} million numbers"
@@ -141,17 +150,43 @@ def _describe_checkpoint(path: Path, checkpoint: dict) -> Iterator[str]:
     yield f"to start another training from it: -pretrained_weights {path}"
 
 
-def _where_it_fits(file: "WeightFile") -> Iterator[str]:
+def _describe_decoder(file: "DecoderFile") -> Iterator[str]:
+    beside = "no ViT" if file.vit is None else f"a ViT of {len(file.vit.tensors)} tensors"
+    yield f"{file.path}: decoder of {file}, {file.num_classes} classes, {len(file.tensors)} tensors; {beside}"
+    if file.needs_original:
+        yield "whether its ViT's weights are whole or differences is told beside those that it was fine-tuned from"
+    yield ""
+    sizes = [f"{name} {size}" for name, size, backbone in _backbones(False) if _suits(file, backbone)]
+    yield f"for ViTs of {file.num_channels} channels, such as: {', '.join(sizes) or 'none of the table'}"
+    options = " ".join(f"{key}={value}" for key, value in file.options.items())
+    yield f"to start from it: --config {file.layout.config} {options} model.decoder_checkpoint_path={file.path}"
+
+
+def _suits(file: "DecoderFile", backbone: "nn.Module") -> bool:
+    from dinov3.models.timm_dinov3 import is_dinov3
+
+    rotary = None if file.vit is None else file.vit.layout.rotary
+    return backbone.embed_dim == file.num_channels and rotary in (None, is_dinov3(backbone))
+
+
+def _backbones(query_bias: bool) -> Iterator[tuple[str, str, "nn.Module"]]:
+    """Yield family, size and the network, without memory for its weights, of all backbones of the table."""
     import torch
 
-    from dinov3.weights.fitting import fit_weights
     from nnunetv2.model.backbone import create_backbone, weights_follow
+
+    for name, size in ((name, size) for name, family in FAMILIES.items() for size in family.sizes):
+        with torch.device("meta"), weights_follow():
+            backbone, _, _ = create_backbone(name, size, query_bias=query_bias)
+        yield name, size, backbone
+
+
+def _where_it_fits(file: "WeightFile") -> Iterator[str]:
+    from dinov3.weights.fitting import fit_weights
 
     refusals: dict[str, list[str]] = {}
     fits = 0
-    for name, size in ((name, size) for name, family in FAMILIES.items() for size in family.sizes):
-        with torch.device("meta"), weights_follow():
-            backbone, _, _ = create_backbone(name, size, query_bias=file.has_query_bias)
+    for name, size, backbone in _backbones(file.has_query_bias):
         try:
             report = fit_weights(file, backbone).report
         except ValueError as error:

@@ -22,7 +22,9 @@ from nnunetv2.training.vit.schemas import schema_of
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "documentation").rglob("*.md"))]
-WEIGHT_PAGES = [page for page in PAGES if page.parent.name == "weights" and page.stem != "README"]
+WEIGHT_PAGES = [  # on backbones
+    page for page in PAGES if page.parent.name == "weights" and page.stem not in ("README", "decoders")
+]
 MASK2FORMER = ROOT / "documentation" / "mask2former" / "README.md"
 # What the YAML examples of each page load, in their order; None where timm's hub copy is loaded.
 EXAMPLES = {

@@ -1,73 +1,19 @@
 """Our EoMT is that of Hugging Face: with the same weights every layer says the same, and the loss is the same."""
 
-import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-import transformers
+from published_decoders import BLOCKS, CLASSES, EOMT, POINTS, QUERIES, SHAPE, hugging_face_eomt
 from torch import Tensor, nn
 
 from dinov3.eval.segmentation.mask_classification_loss import MaskClassificationLoss
+from dinov3.weights.fitting import fit_weights
+from dinov3.weights.layouts import recognise_weights
+from nnunetv2.model.eomt_names import split_eomt
 from nnunetv2.model.model_eomt import EoMTSegmentationModel
-
-CLASSES, QUERIES, BLOCKS = 3, 7, 2
-SHAPE = {"embed_dim": 96, "depth": 4, "num_heads": 3}  # of the tiny backbones
-POINTS = 50
-MODELS = {
-    "dinov2": ("EomtForUniversalSegmentation", "EomtConfig", 14, {"mlp_ratio": 4, "layer_norm_eps": 1e-6}),
-    "dinov3": (
-        "EomtDinov3ForUniversalSegmentation",
-        "EomtDinov3Config",
-        16,
-        {"intermediate_size": 384, "layer_norm_eps": 1e-5, "pos_embed_rescale": None},
-    ),
-}
-RENAMES = (
-    (r"^query\.", "decoder.q."),
-    (r"^class_predictor\.", "decoder.class_head."),
-    (r"^mask_head\.fc1", "decoder.mask_head.0"),
-    (r"^mask_head\.fc2", "decoder.mask_head.2"),
-    (r"^mask_head\.fc3", "decoder.mask_head.4"),
-    (r"^upscale_block\.block\.(\d)\.layernorm2d", r"decoder.upscale.\1.norm"),
-    (r"^upscale_block\.block", "decoder.upscale"),
-    (r"^embeddings\.patch_embeddings\.(projection\.)?", "backbone.patch_embed.proj."),
-    (r"^embeddings\.register_tokens", "backbone.reg_token"),
-    (r"^embeddings\.position_embeddings\.weight", "backbone.pos_embed"),
-    (r"^embeddings\.cls_token", "backbone.cls_token"),
-    (r"^layernorm", "backbone.norm"),
-    (r"^layers\.", "backbone.blocks."),
-    (r"\.attention\.(o|out)_proj", ".attn.proj"),
-    (r"\.mlp\.up_proj", ".mlp.fc1"),
-    (r"\.mlp\.down_proj", ".mlp.fc2"),
-)
-OF_DINOV2 = ((r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),)
-OF_DINOV3 = ((r"layer_scale(\d)\.lambda1", r"gamma_\1"),)
-
-
-def their_model(kind: str, cells: int) -> nn.Module:
-    name, config, patch, options = MODELS[kind]
-    if not hasattr(transformers, name):
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
-    settings = getattr(transformers, config)(
-        hidden_size=SHAPE["embed_dim"],
-        num_hidden_layers=SHAPE["depth"],
-        num_attention_heads=SHAPE["num_heads"],
-        image_size=cells * patch,
-        patch_size=patch,
-        num_blocks=BLOCKS,
-        num_queries=QUERIES,
-        num_labels=CLASSES,
-        train_num_points=POINTS,
-        **options,
-    )
-    model = getattr(transformers, name)(settings)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            around = 1.0 if ("norm" in name and name.endswith("weight")) or "lambda1" in name else 0.0
-            parameter.normal_(around, 0.2 if around or parameter.ndim == 1 else 0.1)
-    return model
 
 
 def our_model(kind: str, cells: int) -> EoMTSegmentationModel:
@@ -80,37 +26,23 @@ def our_model(kind: str, cells: int) -> EoMTSegmentationModel:
     return model
 
 
-def converted(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+def converted(state: dict[str, Tensor], ours: EoMTSegmentationModel) -> dict[str, Tensor]:
     """Their weights by our names."""
-    renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        for pattern, replacement in (*RENAMES, *(OF_DINOV3 if kind == "dinov3" else OF_DINOV2)):
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = value.unsqueeze(0) if name == "backbone.pos_embed" else value
-    for block in range(SHAPE["depth"]):
-        ours, theirs = f"backbone.blocks.{block}.attn.", f"backbone.blocks.{block}.attention."
-        parts = {
-            part: renamed.pop(f"{theirs}{part[0]}_proj.{part[2:]}", None) for part in ("q.bias", "k.bias", "v.bias")
-        }
-        weights = [renamed.pop(f"{theirs}{part}_proj.weight") for part in "qkv"]
-        renamed[f"{ours}qkv.weight"] = torch.cat(weights)
-        if kind == "dinov3":
-            renamed |= {f"{ours}q_bias": parts["q.bias"], f"{ours}v_bias": parts["v.bias"]}
-        else:
-            renamed[f"{ours}qkv.bias"] = torch.cat(list(parts.values()))
     aside = ("attn_mask_probs", "criterion.empty_weight")
-    return {name: value for name, value in renamed.items() if name not in aside}
+    decoder, vit = split_eomt({name: value for name, value in state.items() if name not in aside})
+    fit = fit_weights(recognise_weights(Path("eomt"), "", vit), ours.backbone)
+    return {**decoder, **{f"backbone.{name}": value for name, value in fit.tensors.items()}}
 
 
 def both(kind: str, cells: int) -> tuple[EoMTSegmentationModel, nn.Module, Tensor]:
     """Ours and theirs with the same weights, in training mode, and images."""
     torch.manual_seed(0)
-    theirs, ours = their_model(kind, cells), our_model(kind, cells)
-    found = converted(theirs.state_dict(), kind)
+    theirs, ours = hugging_face_eomt(kind, cells), our_model(kind, cells)
+    found = converted(theirs.state_dict(), ours)
     # the mean and std of the input, and rotary periods, which theirs computes
     own = {name: value for name, value in ours.state_dict().items() if name.startswith("input_") or "periods" in name}
     ours.load_state_dict({**found, **own})
-    side = cells * MODELS[kind][2]
+    side = cells * EOMT[kind][2]
     return ours.train(), theirs.train(), torch.randn(2, 3, side, side)
 
 
@@ -132,7 +64,7 @@ def check_close(found: Tensor, expected: Tensor, share: float = 1e-5) -> None:
     assert float((found - expected).abs().max()) <= share * float(expected.abs().max())
 
 
-both_kinds = pytest.mark.parametrize("kind", MODELS)
+both_kinds = pytest.mark.parametrize("kind", EOMT)
 
 
 @pytest.mark.parametrize("probabilities", [(1.0, 1.0), (0.0, 0.0), (0.5, 0.25)])

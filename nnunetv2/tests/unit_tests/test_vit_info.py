@@ -1,10 +1,12 @@
 """The command `nnUNetv2_vit_info`: the tables, and what it tells about files."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from published_decoders import hugging_face_eomt, published_pmt
 from raw_weights import meddinov3, meta_dinov3, origin
 
 from dinov3.hub.families import FAMILIES
@@ -62,6 +64,37 @@ def test_a_checkpoint_of_nnunet_is_told_by_what_it_says(capsys, tmp_path: Path):
     torch.save({"network_weights": {"w": torch.zeros(1)}}, path)
     run_info_entry([str(path)])
     assert "-pretrained_weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (
+            lambda: {"state_dict": published_pmt()},
+            ["decoder of PMT, under 'state_dict', 3 classes, 95 tensors; no ViT", "dinov3 tiny, dinov2 tiny, "]
+            + ["--config pmt model.decoder.num_queries=7 model.decoder.mlp_dim=96 model.decoder.num_blocks=2"],
+        ),
+        (
+            lambda: hugging_face_eomt("dinov3").state_dict(),
+            ["decoder of EoMT (Hugging Face), 3 classes, 19 tensors; a ViT of 6", "such as: dinov3 tiny\n"]
+            + ["whole or differences", "--config eomt model.decoder.num_queries=7 model.decoder.num_blocks=2"],
+        ),
+    ],
+    ids=["PMT", "EoMT"],
+)
+def test_a_decoder_is_told_with_the_options_that_it_needs(
+    make: Callable[[], dict], told: list[str], capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tiny = {
+        name: replace(FAMILIES[name], timm_names=dict(list(FAMILIES[name].timm_names.items())[:1])) for name in FAMILIES
+    }
+    monkeypatch.setattr("nnunetv2.run.vit_info.FAMILIES", tiny)
+    path = tmp_path / "decoder.pth"
+    torch.save(make(), path)
+    run_info_entry([str(path)])
+    text = capsys.readouterr().out
+    assert all(part in text for part in told), text
+    assert f"model.decoder_checkpoint_path={path}\n" in text
 
 
 @pytest.mark.parametrize(

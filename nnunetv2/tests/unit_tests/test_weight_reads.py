@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from example_plans import CONFIGURATION, DATASET_JSON, PLANS
+from published_decoders import published_pmt
 from raw_weights import RawFile, meta_dinov3, retfound_mae
 
 from dinov3.weights.layouts import read_weights
 from nnunetv2.model.backbone import create_backbone
+from nnunetv2.model.decoder_layouts import read_decoder_weights
 from nnunetv2.run import run_training as nnunet
 from nnunetv2.run.run_training_vit import run_training_entry
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer_vit import nnUNetTrainer_vit
@@ -61,12 +63,9 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("backbone", "make"), [("dinov3", meta_dinov3), ("retfound", retfound_mae)])
-def test_a_new_training_reads_its_weights_twice(
-    backbone: str, make: Callable[[], RawFile], dataset: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    path = make().save(tmp_path / "weights.pth")
-    once = opens_of(path, lambda: read_weights(path))
+@pytest.fixture
+def trainers(dataset: None, monkeypatch: pytest.MonkeyPatch) -> list[nnUNetTrainer_vit]:
+    """The trainers that the command makes; they do not train."""
     trainers: list[nnUNetTrainer_vit] = []
 
     def initialize_trainer(name: str, configuration: str, fold: int, trainer: str, plans: str, *_: object) -> None:
@@ -77,12 +76,33 @@ def test_a_new_training_reads_its_weights_twice(
         trainers[0].initialize()
 
     monkeypatch.setattr(nnunet, "run_training", initialize_trainer)
+    return trainers
+
+
+@pytest.mark.parametrize(("backbone", "make"), [("dinov3", meta_dinov3), ("retfound", retfound_mae)])
+def test_a_new_training_reads_its_weights_twice(
+    backbone: str, make: Callable[[], RawFile], trainers: list[nnUNetTrainer_vit], tmp_path: Path
+):
+    path = make().save(tmp_path / "weights.pth")
+    once = opens_of(path, lambda: read_weights(path))
     options = (f"model.backbone={backbone}", "model.backbone_size=tiny", f"model.checkpoint_path={path}")
     line = ["1", "2d", "0", "-device", "cpu", "--config", "linear", *options]
     assert opens_of(path, lambda: run_training_entry(line)) == 2 * once > 0
     expected, _, _ = create_backbone(backbone, "tiny", path)
     loaded = trainers[0].network.backbone.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in expected.state_dict().items())
+
+
+def test_a_new_training_reads_its_decoder_twice(trainers: list[nnUNetTrainer_vit], tmp_path: Path):
+    state, path = published_pmt(), tmp_path / "decoder.pth"
+    torch.save(state, path)
+    once = opens_of(path, lambda: read_decoder_weights(path))
+    network = ("model.backbone_size=tiny", "model.pretrained=false", "model.decoder.num_queries=7")
+    options = (*network, "model.decoder.num_blocks=2", f"model.decoder_checkpoint_path={path}")
+    line = ["1", "2d", "0", "-device", "cpu", "--config", "pmt", *options]
+    assert opens_of(path, lambda: run_training_entry(line)) == 2 * once > 0
+    loaded = trainers[0].network.decoder
+    assert torch.equal(loaded.q.weight, state["network.decoder.q.weight"])
 
 
 @pytest.mark.parametrize(("backbone", "make"), [("dinov3", meta_dinov3), ("retfound", retfound_mae)])

@@ -13,9 +13,8 @@ from dinov3.configuration.schema import rule
 from nnunetv2.experiment.decoder_options import MASK2FORMER
 from nnunetv2.training.nnUNetTrainer.experiment_config import BelowOne, Optimizer, Precision, Schedule
 from nnunetv2.training.nnUNetTrainer.mask_classification_config import M2FTrainConfig as M2FTrainConfig  # its old place
-from nnunetv2.training.nnUNetTrainer.mask_classification_config import MaskClassificationConfig
+from nnunetv2.training.nnUNetTrainer.mask_classification_config import MaskClassificationConfig, StartConfig
 from nnunetv2.training.nnUNetTrainer.vit_config import (
-    BackboneConfig,
     BackboneTrainConfig,
     Layers,
     ViTLoRAConfig,
@@ -39,7 +38,7 @@ FourBlocks = Annotated[  # a text or a list: OmegaConf has no such union
 
 
 @dataclass
-class M2FModelConfig(BackboneConfig):
+class M2FModelConfig(StartConfig):
     """The network: key `model`."""
 
     hidden_dim: Annotated[PositiveInt, Field(multiple_of=32)] = 2048  # 32 groups, 16 attention heads

@@ -11,11 +11,13 @@ from typing import Annotated, ClassVar, Optional
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from dinov3.configuration.schema import Problem, Section, rule
+from dinov3.configuration.yaml_files import find_path
 from dinov3.eval.segmentation.config import M2FTrainConfig as LossDefaults
 from nnunetv2.experiment.decoder_options import EOMT, MASK_CLASSIFICATION
 from nnunetv2.training.nnUNetTrainer.experiment_config import Optimizer
 from nnunetv2.training.nnUNetTrainer.vit_config import (
     M2F_TRAINER,
+    BackboneConfig,
     BackboneTrainConfig,
     ViTModelConfig,
     ViTnnUNetConfig,
@@ -27,7 +29,22 @@ Fractions = Annotated[list[Annotated[float, Field(ge=0, le=1)]], rule("at least 
 
 
 @dataclass
-class MaskModelConfig(ViTModelConfig):
+class StartConfig(BackboneConfig):
+    """The key of `model` that a network of mask classification may start from."""
+
+    decoder_checkpoint_path: str = ""
+    """file of a trained decoder, in a published layout of EoMT, PMT or Mask2Former, with or without its ViT; empty: the
+    decoder starts untrained"""
+
+    def weight_problems(self) -> Iterator[str]:
+        """Yield why a new training cannot have its pretrained weights, as far as it shows without torch and timm."""
+        yield from super().weight_problems()
+        if self.decoder_checkpoint_path and find_path(self.decoder_checkpoint_path) is None:
+            yield f"model.decoder_checkpoint_path: no such file: {self.decoder_checkpoint_path!r}"
+
+
+@dataclass
+class MaskModelConfig(ViTModelConfig, StartConfig):
     """The network: key `model`."""
 
     model_path: str = EOMT

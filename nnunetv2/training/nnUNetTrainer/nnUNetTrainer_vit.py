@@ -37,7 +37,7 @@ class nnUNetTrainer_vit(ExperimentTrainer):
         super().initialize()
         model, network = self.config.model, self.plain_network
         if not self._restoring:
-            self._load_pretrained_backbone()
+            self._load_pretrained_weights()
             architecture = describe_architecture(network, model.backbone, model.backbone_size)
             self.print_to_log_file(f"Architecture:\n{architecture}", also_print_to_console=False)
         input_norm = self.configuration_manager.network_arch_init_kwargs["input_norm"]
@@ -69,12 +69,13 @@ class nnUNetTrainer_vit(ExperimentTrainer):
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
 
-    def _load_pretrained_backbone(self) -> None:
-        backbone = self.plain_network.backbone
+    def _load_pretrained_weights(self) -> None:
+        network = self.plain_network
         if self.local_rank == 0:
-            self.print_to_log_file(PretrainedWeights(self.config.model).load(backbone))
+            for line in PretrainedWeights(self.config.model).load(network):
+                self.print_to_log_file(line)
         if self.is_ddp:  # one process reads or downloads, the others get its tensors
-            for tensor in backbone.state_dict().values():
+            for tensor in network.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
