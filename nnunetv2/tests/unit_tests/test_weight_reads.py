@@ -54,7 +54,8 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv(f"nnUNet_{kind}", str(tmp_path / kind))
     folder = tmp_path / "preprocessed" / "Dataset001_Test"
     (folder / "nnUNetPlans_2d").mkdir(parents=True)
-    (folder / "nnUNetPlans_2d" / "case.b2nd").touch()
+    for case in range(5):  # one for each fold of nnU-Net's split
+        (folder / "nnUNetPlans_2d" / f"case_{case}.b2nd").touch()
     (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
     (folder / "nnUNetPlans.json").write_text(json.dumps(ALL_PLANS))
     yield
