@@ -147,7 +147,10 @@ def test_preempted_timed_out_and_requeued_on_slurm_it_gives_the_same_numbers(tri
     number = len(trial.experiments) * len(trial.folds) * len(trial.seeds)
     assert f"{number} jobs submitted" in place.run(*run, "--slurm", "array_parallelism=2")
     assert "0 jobs submitted" in place.run(*run)  # they are in the queue
-    first, second = (SlurmJob(trial, experiment) for experiment in trial.experiments[:2])
+    runs = product(trial.experiments, trial.seeds, trial.folds)
+    first, second, *others = sorted((SlurmJob(trial, *run) for run in runs), key=lambda job: job.index)
+    for job in others:  # they would take the places of the first two
+        ask_slurm("scontrol", "hold", job.number)
 
     wait_until((first.fold / "checkpoint_best.pth").exists)
     ask_slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")  # preempts them
@@ -159,6 +162,8 @@ def test_preempted_timed_out_and_requeued_on_slurm_it_gives_the_same_numbers(tri
     wait_until(lambda: second.state != "PENDING")
     ask_slurm("scontrol", "requeue", second.number)
     second.start_now()
+    for job in others:
+        ask_slurm("scontrol", "release", job.number)
 
     assert f"slurm: {number} of {number} runs finished" in place.run(*run, "--wait")
     assert first.output.read_text().count("Calling checkpoint method") == 2
@@ -167,10 +172,12 @@ def test_preempted_timed_out_and_requeued_on_slurm_it_gives_the_same_numbers(tri
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """The job that trains an experiment's first fold and seed."""
+    """The job that trains a run."""
 
     trial: Trial
     experiment: str
+    seed: int
+    fold_number: int
 
     @property
     def folder(self) -> Path:
@@ -178,12 +185,16 @@ class SlurmJob:
 
     @property
     def fold(self) -> Path:
-        return self.trial.fold("slurm", self.experiment, 0, 0)
+        return self.trial.fold("slurm", self.experiment, self.seed, self.fold_number)
 
     @property
     def number(self) -> str:
-        plans = f"nnUNetPlans_slurm_{self.experiment}{self.trial.suffix(0)}"
-        return (self.folder / f"{plans}__fold_0.job").read_text()
+        plans = f"nnUNetPlans_slurm_{self.experiment}{self.trial.suffix(self.seed)}"
+        return (self.folder / f"{plans}__fold_{self.fold_number}.job").read_text()
+
+    @property
+    def index(self) -> int:
+        return int(self.number.partition("_")[2])
 
     @property
     def output(self) -> Path:
