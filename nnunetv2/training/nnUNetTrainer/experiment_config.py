@@ -88,7 +88,7 @@ class TrainConfig(Section):
         """Yield what is impossible about combinations of values."""
         num_epochs = self.num_epochs or 1000
         if self.warmup(num_epochs) >= num_epochs:
-            yield f"train.warmup_epochs must be below train.num_epochs, found {self.warmup_epochs:g}"
+            yield f"train.warmup_epochs must be below train.num_epochs ({num_epochs}), found {self.warmup_epochs:g}"
         yield from self._length_problems("warmup")
         try:
             self.read_training_groups()
