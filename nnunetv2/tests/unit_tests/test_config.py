@@ -88,7 +88,8 @@ def test_recipes_for_full_fine_tuning_have_the_documented_values(name: str):
     assert (train.backbone_lr_factor, train.layer_decay) == (0.1, None)
     assert (train.schedule, train.schedule_interval) == ("cosine", "epoch")
     assert (train.warmup_epochs, train.warmup_fraction, train.backbone_warmup_fraction) == (10, None, None)
-    assert (train.num_epochs, train.num_iterations_per_epoch) == (200, 250) and train.patch_size == base.train.patch_size
+    assert (train.num_epochs, train.num_iterations_per_epoch) == (200, 250)
+    assert train.patch_size == base.train.patch_size
     assert (train.precision, config.gradient_clip) == ("bfloat16", 1)
     # as the page on recipes says for DINOv2
     other = ["model.backbone=dinov2", "train.layer_decay=0.8", "train.backbone_lr_factor=1"]
