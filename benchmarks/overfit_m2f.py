@@ -28,7 +28,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from overfit import Sample, cut_window, densest_window, dice, read_channels
-from packaged_decoders import Form, MaskLoss, build_network, create_mask_loss, read_form
+from packaged_decoders import (
+    REDUCED_MASK_CLASSIFICATION,
+    TINY,
+    Form,
+    MaskLoss,
+    build_network,
+    create_mask_loss,
+    read_form,
+)
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -37,14 +45,8 @@ from nnunetv2.training.vit.mask_annealing import mask_probabilities
 
 TARGET, CROPS, PER_STEP, CLASSES, CHECK_EVERY = 0.85, 4, 2, 2, 20
 LEARNING_RATE, WARM_UP = 2e-3, 20
-SHARED = (
-    *("model.backbone_size=tiny", "model.pretrained=false", "model.freeze_backbone=false"),
-    "m2f_train.num_points=4096",
-)
 SETTINGS = {
-    "m2f": (*SHARED, "model.hidden_dim=64", "model.num_queries=20"),
-    "eomt": (*SHARED, "model.decoder.num_queries=20"),
-    "pmt": (*SHARED, "model.decoder.num_queries=20"),
+    name: (*TINY, *reduced, "m2f_train.num_points=4096") for name, reduced in REDUCED_MASK_CLASSIFICATION.items()
 }
 # Of Mask2Former instead of 4,096, which no configuration changes
 UNCONFIGURED = {"m2f": {"dim_feedforward": 256}}

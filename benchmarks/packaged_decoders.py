@@ -67,6 +67,12 @@ REDUCED = {
         "model.decoder.drop_path_rate=0",
     ),
 }
+# The same for networks with queries.
+REDUCED_MASK_CLASSIFICATION = {
+    "m2f": ("model.hidden_dim=64", "model.num_queries=20"),
+    "eomt": ("model.decoder.num_queries=20",),
+    "pmt": ("model.decoder.num_queries=20",),
+}
 
 
 def read_form(form: Form, overrides: Sequence[str] = ()) -> Config:

@@ -3,8 +3,10 @@
 usage: python benchmarks/real_data.py RAW_FOLDER OUTPUT_FOLDER [--datasets ID ...] [--decoders NAME ...]
 
 RAW_FOLDER is nnU-Net's raw folder with the data sets 101, 102, 103, 111 and 113. NAME is a packaged configuration; its
-decoder is narrowed as in `overfit.py`, and backbone and decoder train from random weights. OUTPUT_FOLDER gets plans,
-results, predictions and one picture per data set. What is there already, of an earlier call, is not trained again.
+decoder is narrowed as in `overfit.py` and `overfit_m2f.py`, and backbone and decoder train from random weights: all by
+the same recipe, for 250 steps. Masks of queries are compared at 2,048 points instead of 12,544. OUTPUT_FOLDER gets
+plans, results, predictions and one picture per data set. What is there already, of an earlier call, is not trained
+again.
 """
 
 import argparse
@@ -16,8 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
-from packaged_decoders import REDUCED, TINY
+from packaged_decoders import REDUCED, REDUCED_MASK_CLASSIFICATION, TINY
 from PIL import Image
+
+from nnunetv2.experiment.schema import find_config, read_values
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "demo"))
@@ -26,10 +30,19 @@ from commands import environment, paint, run, write_sheet  # noqa: E402
 
 TILE_SIDE, SHOWN_CASES = 384, 2
 TRAINING = (
-    *("train.optimizer=adamw", "train.initial_lr=0.002", "train.weight_decay=0.01", "train.gradient_clip=1"),
-    *("train.schedule=cosine", "train.warmup_epochs=1", "train.precision=float32", "train.seed=1"),
+    *("train.optimizer=adamw", "train.initial_lr=0.002", "train.weight_decay=0.01", "train.schedule=cosine"),
+    *("train.warmup_epochs=1", "train.precision=float32", "train.seed=1"),
     *("train.num_epochs=5", "train.num_iterations_per_epoch=50", "train.num_val_iterations_per_epoch=5"),
 )
+# What else makes the recipes of networks with queries the same
+QUERIES = ("gradient_clip=1", "train.backbone_lr_factor=1", "m2f_train.num_points=2048")
+PER_EPOCH = ("train.schedule_interval=epoch", "train.warmup_fraction=null")
+SETTINGS = {
+    **{name: (*reduced, "train.gradient_clip=1") for name, reduced in REDUCED.items()},
+    **{name: (*reduced, *QUERIES) for name, reduced in REDUCED_MASK_CLASSIFICATION.items()},
+}
+SETTINGS["eomt"] += (*PER_EPOCH, "train.backbone_warmup_fraction=null")
+SETTINGS["pmt"] += PER_EPOCH
 PHOTOGRAPHS = ("train.patch_size=[384,384]", "train.batch_size=2")
 MICROSCOPY = ("train.patch_size=[256,256]", "train.batch_size=4")
 SLICES = ("train.batch_size=16",)
@@ -95,10 +108,11 @@ def evaluate(number: int, decoder: str, raw: Path, output: Path) -> Path:
     if (predictions / "summary.json").is_file():
         return predictions
     execute = partial(run, environment(output, raw))
-    overrides = (*TINY, *REDUCED[decoder], *TRAINING, *source.overrides)
+    overrides = (*TINY, *TRAINING, *SETTINGS[decoder], *source.overrides)
     name = f"{decoder}_tiny"
+    trainer = read_values(find_config(decoder))["trainer"]
     execute("nnUNetv2_train_vit", number, "2d", 0, "--config", decoder, "--name", name, "-device", "cpu", *overrides)
-    trained = ("-d", number, "-c", "2d", "-f", 0, "-tr", "nnUNetTrainer_vit", "-p", f"nnUNetPlans_{name}")
+    trained = ("-d", number, "-c", "2d", "-f", 0, "-tr", trainer, "-p", f"nnUNetPlans_{name}")
     images = raw / source.images / "imagesTs"
     execute("nnUNetv2_predict", "-i", images, "-o", predictions, *trained, "-device", "cpu", "--disable_tta")
     files = ("-djfile", predictions / "dataset.json", "-pfile", predictions / "plans.json")
@@ -119,7 +133,7 @@ def main() -> None:
     add("raw", type=Path)
     add("output", type=Path)
     add("--datasets", type=int, nargs="+", choices=SOURCES, default=list(SOURCES), metavar="ID")
-    add("--decoders", nargs="+", choices=REDUCED, default=["upernet"], metavar="NAME")
+    add("--decoders", nargs="+", choices=SETTINGS, default=["upernet"], metavar="NAME")
     args = parser.parse_args()
     raw, output = args.raw.resolve(), args.output.resolve()
     found: dict[int, dict[str, Path]] = {}

@@ -71,6 +71,24 @@ FOLDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {"dim_feedforward": 32, "enc_layers": 1, "dec_layers": 3},
     ),
+    **{
+        name: (
+            "nnUNetTrainer_m2f",
+            {
+                "model": {
+                    **BACKBONE,
+                    "backbone": "timm:test_vit",
+                    "model_path": f"nnunetv2.model.model_{name}",
+                    "freeze_backbone": False,
+                    "decoder": {"num_queries": 8, "num_blocks": 2},
+                },
+                "m2f_train": {"num_points": 64},
+                "train": {**TRAIN, "initial_lr": 0.001},
+            },
+            {},
+        )
+        for name in ("eomt", "pmt")
+    },
 }
 
 

@@ -117,10 +117,11 @@ def test_of_a_dense_decoder_the_confidence_is_drawn(name: str, blocks: tuple[int
     assert all(re.search(r"\(\d+% of variance\)", title) for title in features)
 
 
-def test_of_mask_classification_the_queries_are_drawn():
-    told = titles(STORED / "m2f", "--queries", "2")
+@pytest.mark.parametrize("network", ["m2f", "eomt", "pmt"])
+def test_of_mask_classification_the_queries_are_drawn(network: str):
+    told = titles(STORED / network, "--queries", "2")
     assert [title.split()[0] for title in told] == ["image", "prediction", "query", "query", "features,"]
-    assert not [title for title in titles(STORED / "m2f", "--features", "none") if title.startswith("features")]
+    assert not [title for title in titles(STORED / network, "--features", "none") if title.startswith("features")]
 
 
 @pytest.fixture

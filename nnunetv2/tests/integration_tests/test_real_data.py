@@ -40,6 +40,7 @@ MICROSCOPY = ("train.patch_size=[200,264]",)
 SLICES = ("train.batch_size=4",)
 SMALL_PATCHES = ("train.patch_size=[160,160]", "train.batch_size=2")
 M2F = ("model.hidden_dim=32", "model.num_queries=8", "m2f_train.num_points=256")
+QUERIES = ("model.decoder.num_queries=8", "m2f_train.num_points=256")
 DINO_UNET = ("train.patch_size=null", "model.decoder.features_per_stage=[16,16,32,32]", "model.decoder.rank=32")
 UNCERTAIN = "crossing_or_uncertain"
 SIDE = 640  # four windows instead of thirty
@@ -109,6 +110,8 @@ CASES = [
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 4, side=SIDE),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*CROPS, *M2F), 3, UNCERTAIN, CROP_SIDE, daily=True),
     Case("m2f_test_dinov2", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F, "lora.enabled=true"), 2, daily=True),
+    Case("eomt_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*QUERIES, *SMALL_PATCHES), 2, side=240),
+    Case("pmt_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *QUERIES), 3),
     Case("segformer_test_dinov3", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, "lora.enabled=true"), 2, daily=True),
 ]
 TINY = (
@@ -214,7 +217,7 @@ def test_train_resume_and_predict(case: Case, real_data: Path, planned: Callable
 
 
 def trainer_of(case: Case) -> str:
-    return "nnUNetTrainer_m2f" if case.config.startswith("m2f") else "nnUNetTrainer_vit"
+    return "nnUNetTrainer_m2f" if case.config.startswith(("m2f", "eomt", "pmt")) else "nnUNetTrainer_vit"
 
 
 def folder_of(case: Case, place) -> Path:

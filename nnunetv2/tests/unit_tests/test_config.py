@@ -50,7 +50,8 @@ QUERIES = tuple(f"{name}{end}" for name in ("eomt", "pmt") for end in ("", "_lor
 
 def test_the_packaged_configs_are_there():
     expected = {f"{name}{end}" for name in DECODERS for end in ("", "_full", "_lora", "_test_dinov2", "_test_dinov3")}
-    others = {"segformer_test_retfound", "segformer_test_visionfm", FLAT, *M2F, *QUERIES, "pmt_full", UNET}
+    others = {"segformer_test_retfound", "segformer_test_visionfm", FLAT, *M2F, *QUERIES, UNET}
+    others |= {"eomt_full", "pmt_full"}
     assert set(packaged_configs()) == expected | others
 
 
@@ -85,8 +86,10 @@ def test_recipes_for_full_fine_tuning_have_the_documented_values(name: str):
     assert (config.mode, config.model.model_path) == ("full", base.model.model_path)
     assert (train.optimizer, train.initial_lr, train.weight_decay) == ("adamw", 0.0001, 0.05)
     assert (train.backbone_lr_factor, train.layer_decay) == (0.1, None)
-    assert (train.schedule, train.warmup_epochs, train.num_epochs) == ("cosine", 10, 200)
-    assert train.num_iterations_per_epoch == 250 and train.patch_size == base.train.patch_size
+    assert (train.schedule, train.schedule_interval) == ("cosine", "epoch")
+    assert (train.warmup_epochs, train.warmup_fraction, train.backbone_warmup_fraction) == (10, None, None)
+    assert (train.num_epochs, train.num_iterations_per_epoch) == (200, 250)
+    assert train.patch_size == base.train.patch_size
     assert (train.precision, config.gradient_clip) == ("bfloat16", 1)
     # as the page on recipes says for DINOv2
     other = ["model.backbone=dinov2", "train.layer_decay=0.8", "train.backbone_lr_factor=1"]

@@ -66,6 +66,7 @@ def test_a_checkpoint_of_nnunet_is_told_by_what_it_says(capsys, tmp_path: Path):
     assert "-pretrained_weights" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("make", "told"),
     [

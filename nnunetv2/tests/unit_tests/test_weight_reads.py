@@ -94,6 +94,7 @@ def test_a_new_training_reads_its_weights_twice(
     assert all(torch.equal(loaded[name], value) for name, value in expected.state_dict().items())
 
 
+@pytest.mark.integration
 def test_a_new_training_reads_its_decoder_twice(trainers: list[nnUNetTrainer_vit], tmp_path: Path):
     state, path = published_pmt(), tmp_path / "decoder.pth"
     torch.save(state, path)
