@@ -30,6 +30,7 @@ from nnunetv2.run.cpu_cores import check_process_counts
 from nnunetv2.run.train_experiment import base_plans, check_training_cases, derive, read_experiment
 from nnunetv2.run.training_commands import TRAIN_VIT
 from nnunetv2.study.config import ALL, StudyConfig
+from nnunetv2.study.report.classes import check_tubular, foreground_classes
 from nnunetv2.study.runs import Run, study_folder
 from nnunetv2.study.state import CHECKPOINTS, has_checkpoint, is_validated
 
@@ -58,6 +59,7 @@ def check_runs(study: StudyConfig, runs: Sequence[Run], device: "torch.device | 
 
     check_process_counts()
     folder = preprocessed_folder(find_dataset(str(study.dataset)))
+    check_tubular(study.tubular, foreground_classes(read_dataset_json(folder), study.tubular), folder.name)
     for fold in study.folds:
         check_fold(folder, str(fold))
     split = _missing_split(study, folder)

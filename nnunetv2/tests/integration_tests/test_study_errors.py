@@ -40,6 +40,7 @@ def message(workplace, refused):
         ((), "[0, 7]", "fold '7' is not in the split of Dataset900_DemoFundus; allowed: all, 0 to 4"),
         (("plans: other",), "[0]", "plans 'other' not found in"),
         (("num_training_cases: [99]",), "[0]", "train.num_training_cases is 99, but the fold has only 4"),
+        (("tubular: [1, 9]",), "[0]", "tubular: 9 is no label of Dataset900_DemoFundus; allowed: [1, 2]"),
         (("num_gpus: 2",), "[0]", "-num_gpus 2 requires -device cuda"),
     ],
 )
