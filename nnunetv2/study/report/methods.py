@@ -82,8 +82,7 @@ def _statistics(analysis: Analysis) -> str:
     if len(analysis.experiments) > 1:
         sentences.append(
             "Pairs of models were compared on the cases whose metric is defined in all models, by the mean paired "
-            "difference with its expanded percentile interval and by the two-sided Wilcoxon signed-rank test"
-            f"{_of_groups(groups)}, corrected by Holm's method for all pairs of a class and metric."
+            f"difference with its expanded percentile interval{_tests(analysis, groups)}."
         )
         sentences.append(
             "The probability of being the best model is the share of the bootstrap samples in which its mean is the "
@@ -97,8 +96,14 @@ def _statistics(analysis: Analysis) -> str:
     return " ".join(sentences)
 
 
-def _of_groups(groups: list[str] | None) -> str:
-    return "" if groups is None else " of the groups' means"
+def _tests(analysis: Analysis, groups: list[str] | None) -> str:
+    if analysis.differences["p"].isna().all():  # too few cases: none was made
+        return ""
+    of_groups = "" if groups is None else " of the groups' means"
+    return (
+        f" and by the two-sided Wilcoxon signed-rank test{of_groups}, corrected by Holm's method for all pairs of a "
+        "class and metric"
+    )
 
 
 def _versions(runs: pd.DataFrame) -> str:
