@@ -123,6 +123,7 @@ def warnings(analysis: Analysis, runs: pd.DataFrame) -> list[str]:
     if sentences:
         sentences = [f"The budgets are not equal, so neither is the comparison. {sentences[0]}", *sentences[1:]]
     sentences += _undefined(analysis)
+    sentences += _of_other_cases(analysis)
     if len(analysis.experiments) > 1:
         sentences += too_few_cases(analysis)
     if any(member.fold == "all" for member in analysis.comparison.members):
@@ -139,6 +140,19 @@ def _undefined(analysis: Analysis) -> list[str]:
     return [
         f"Truth and predictions of {', '.join(empty)} are empty in all cases, so the metrics are undefined (NaN), as "
         "in nnU-Net."
+    ]
+
+
+def _of_other_cases(analysis: Analysis) -> list[str]:
+    """Return a sentence if the means of the experiments are over different cases."""
+    numbers = {name: analysis.means(name)["n"] for name in analysis.classes}
+    ranges = [f"{name} {int(n.min())} to {int(n.max())}" for name, n in numbers.items() if n.min() < n.max()]
+    if not ranges:
+        return []
+    return [
+        f"The means of the experiments are over different numbers of cases ({', '.join(ranges)}): where the truth is "
+        "empty, a case counts only for the experiments that predict something there, as in nnU-Net. Differences, tests "
+        "and P(best) are over the cases that count for all."
     ]
 
 
