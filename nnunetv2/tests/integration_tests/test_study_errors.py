@@ -48,6 +48,12 @@ def test_wrong_studies(write, message, lines: tuple[str, ...], folds: str, expec
     assert expected in message("run", write(*lines, folds=folds))
 
 
+def test_groups_that_lack_validation_cases(workplace, write, message):
+    groups = workplace.root / "groups.csv"
+    groups.write_text("case,group\nnobody,a\n")
+    assert "validation cases have no group, such as 'fundus_" in message("run", write(f"groups: {groups}"))
+
+
 def test_all_wrong_experiments_are_named_before_anything_starts(workplace, write):
     typo = "  typo: {config: linear, overrides: [train.num_epoch=3]}"
     weights = "  weights: {config: dpt, overrides: [model.checkpoint_path=/none]}"
