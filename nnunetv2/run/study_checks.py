@@ -16,11 +16,13 @@ from nnunetv2.experiment.dataset import (
     read_dataset_json,
 )
 from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.groups import read_groups
 from nnunetv2.experiment.plans import (
     check_experiment,
     differences_between,
     differences_from,
     listed,
+    read_json,
     read_plans,
     resolve,
 )
@@ -30,6 +32,7 @@ from nnunetv2.run.cpu_cores import check_process_counts
 from nnunetv2.run.train_experiment import base_plans, check_training_cases, derive, read_experiment
 from nnunetv2.run.training_commands import TRAIN_VIT
 from nnunetv2.study.config import ALL, StudyConfig
+from nnunetv2.study.report.classes import check_tubular, foreground_classes
 from nnunetv2.study.runs import Run, study_folder
 from nnunetv2.study.state import CHECKPOINTS, has_checkpoint, is_validated
 
@@ -54,13 +57,15 @@ def check_runs(study: StudyConfig, runs: Sequence[Run], device: "torch.device | 
         ExperimentError: something is wrong that the user can put right; all experiments that are wrong are named.
     """
     from nnunetv2.experiment.disk import check_disk_space
-    from nnunetv2.study.split import write_split
+    from nnunetv2.study.split import SPLIT, write_split
 
     check_process_counts()
     folder = preprocessed_folder(find_dataset(str(study.dataset)))
+    check_tubular(study.tubular, foreground_classes(read_dataset_json(folder), study.tubular), folder.name)
     for fold in study.folds:
         check_fold(folder, str(fold))
     split = _missing_split(study, folder)
+    _check_groups(study, split or (read_json(folder / SPLIT) if (folder / SPLIT).is_file() else []))
     needed, sizes, problems = 0, [0], []
     for name in dict.fromkeys(run.plans_name for run in runs):
         same_plans = [run for run in runs if run.plans_name == name]
@@ -150,6 +155,16 @@ def _create_folder(study: StudyConfig) -> None:
         raise ExperimentError(f"cannot create {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise ExperimentError(f"cannot write into {folder}")
+
+
+def _check_groups(study: StudyConfig, split: list[dict[str, list[str]]]) -> None:
+    """Check that the report will have a group for every validation case."""
+    if study.groups is None or study.folds == [ALL]:
+        return
+    groups = read_groups(Path(study.groups))
+    without = [case for fold in study.folds for case in split[fold]["val"] if case not in groups]
+    if without:
+        raise ExperimentError(f"groups: {len(without)} validation cases have no group, such as {without[0]!r}")
 
 
 def _missing_split(study: StudyConfig, folder: Path) -> list[dict[str, list[str]]]:

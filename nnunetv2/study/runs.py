@@ -139,4 +139,5 @@ def _overrides_of(study: StudyConfig, seed: int | None, num_cases: int | None) -
     # also null, since the experiment's file may say a number
     yield f"train.num_training_cases={'null' if num_cases is None else num_cases}"
     if num_cases is not None and study.groups is not None:
-        yield f"train.training_groups={study.groups}"
+        quoted = study.groups.replace("'", "''")  # overrides are YAML, where an unquoted ` #` begins a comment
+        yield f"train.training_groups='{quoted}'"

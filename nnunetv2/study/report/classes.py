@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from dinov3.errors import ExperimentError
+
 
 @dataclass(frozen=True)
 class ForegroundClass:
@@ -44,6 +46,18 @@ def foreground_classes(dataset_json: dict[str, Any], tubular: list[int]) -> list
         ForegroundClass(name, values, index if has_regions else values[0], set(values) <= set(tubular))
         for index, (name, values) in enumerate(foreground.items())
     ]
+
+
+def check_tubular(tubular: list[int], classes: list[ForegroundClass], dataset: str) -> None:
+    """Check that labels of tubular structures are labels of the data set.
+
+    Raises:
+        ExperimentError: one is not.
+    """
+    known = {label for one in classes for label in one.labels}
+    unknown = [label for label in tubular if label not in known]
+    if unknown:
+        raise ExperimentError(f"tubular: {unknown[0]} is no label of {dataset}; allowed: {sorted(known)}")
 
 
 def _as_tuple(value: Any) -> tuple[int, ...]:

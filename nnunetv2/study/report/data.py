@@ -11,7 +11,7 @@ from nnunetv2.experiment.dataset import preprocessed_folder
 from nnunetv2.experiment.plans import read_json
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.study.members import Comparison
-from nnunetv2.study.report.classes import ForegroundClass, foreground_classes
+from nnunetv2.study.report.classes import ForegroundClass, check_tubular, foreground_classes
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,7 @@ def data_of(comparison: Comparison) -> Data:
 
 def _data_of_model(dataset_json: dict[str, Any], reader: str, comparison: Comparison) -> Data:
     classes = foreground_classes(dataset_json, comparison.tubular)
-    known = {label for one in classes for label in one.labels}
-    unknown = [label for label in comparison.tubular if label not in known]
-    if unknown:
-        raise ExperimentError(f"tubular: {unknown[0]} is no label of {comparison.dataset}; allowed: {sorted(known)}")
+    check_tubular(comparison.tubular, classes, comparison.dataset)
     return Data(
         classes,
         dataset_json["labels"].get("ignore"),

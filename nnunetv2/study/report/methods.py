@@ -82,8 +82,7 @@ def _statistics(analysis: Analysis) -> str:
     if len(analysis.experiments) > 1:
         sentences.append(
             "Pairs of models were compared on the cases whose metric is defined in all models, by the mean paired "
-            "difference with its expanded percentile interval and by the two-sided Wilcoxon signed-rank test"
-            f"{_of_groups(groups)}, corrected by Holm's method for all pairs of a class and metric."
+            f"difference with its expanded percentile interval{_tests(analysis, groups)}."
         )
         sentences.append(
             "The probability of being the best model is the share of the bootstrap samples in which its mean is the "
@@ -97,8 +96,14 @@ def _statistics(analysis: Analysis) -> str:
     return " ".join(sentences)
 
 
-def _of_groups(groups: list[str] | None) -> str:
-    return "" if groups is None else " of the groups' means"
+def _tests(analysis: Analysis, groups: list[str] | None) -> str:
+    if analysis.differences["p"].isna().all():  # too few cases: none was made
+        return ""
+    of_groups = "" if groups is None else " of the groups' means"
+    return (
+        f" and by the two-sided Wilcoxon signed-rank test{of_groups}, corrected by Holm's method for all pairs of a "
+        "class and metric"
+    )
 
 
 def _versions(runs: pd.DataFrame) -> str:
@@ -118,6 +123,7 @@ def warnings(analysis: Analysis, runs: pd.DataFrame) -> list[str]:
     if sentences:
         sentences = [f"The budgets are not equal, so neither is the comparison. {sentences[0]}", *sentences[1:]]
     sentences += _undefined(analysis)
+    sentences += _of_other_cases(analysis)
     if len(analysis.experiments) > 1:
         sentences += too_few_cases(analysis)
     if any(member.fold == "all" for member in analysis.comparison.members):
@@ -134,6 +140,19 @@ def _undefined(analysis: Analysis) -> list[str]:
     return [
         f"Truth and predictions of {', '.join(empty)} are empty in all cases, so the metrics are undefined (NaN), as "
         "in nnU-Net."
+    ]
+
+
+def _of_other_cases(analysis: Analysis) -> list[str]:
+    """Return a sentence if the means of the experiments are over different cases."""
+    numbers = {name: analysis.means(name)["n"] for name in analysis.classes}
+    ranges = [f"{name} {int(n.min())} to {int(n.max())}" for name, n in numbers.items() if n.min() < n.max()]
+    if not ranges:
+        return []
+    return [
+        f"The means of the experiments are over different numbers of cases ({', '.join(ranges)}): where the truth is "
+        "empty, a case counts only for the experiments that predict something there, as in nnU-Net. Differences, tests "
+        "and P(best) are over the cases that count for all."
     ]
 
 

@@ -26,7 +26,7 @@ def check_output(output: Path) -> None:
     if other is not None:
         raise ExperimentError(f"-o: {output} holds other files than a report, such as {other}; name a new folder")
     with _writable(output):
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        output.resolve().parent.mkdir(parents=True, exist_ok=True)
         probe = _temporary(output)
         probe.mkdir()
         probe.rmdir()
@@ -43,7 +43,8 @@ def _other_files(output: Path) -> Iterator[Path]:
 
 
 def _temporary(output: Path) -> Path:
-    return output.absolute().with_name(f".{output.absolute().name}.{uuid4().hex[:8]}.tmp")
+    folder = output.resolve()  # of a link what it points to
+    return folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.tmp")
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def complete_folder(output: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            _take_the_place(temporary, output)
+            _take_the_place(temporary, output.resolve())
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -35,8 +35,9 @@ def main_table(analysis: Analysis, costs: pd.DataFrame) -> Table:
 
 
 def _main_note(analysis: Analysis, known: list[str]) -> str:
-    cases = int(analysis.means(analysis.classes[0])["n"].max())
-    parts = [f"Dice: {INTERVALS} over {cases} cases"]
+    numbers = analysis.means(analysis.classes[0])["n"]
+    fewest, most = int(numbers.min()), int(numbers.max())
+    parts = [f"Dice: {INTERVALS} over {most if fewest == most else f'{fewest} to {most}'} cases"]
     if len(analysis.experiments) > 1:
         parts.append("P(best): share of the bootstrap samples in which the experiment has the highest mean")
     if known and len(analysis.sizes) > 1:

@@ -1,6 +1,7 @@
 """Tables of text with the values to sort by, and what they look like in Markdown and LaTeX."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,7 +89,7 @@ def to_latex(table: Table, label: str) -> str:
         "\\begin{table}",
         "  \\centering",
         f"  \\caption{{{_escaped(table.title)}. {_escaped(table.note)}}}",
-        f"  \\label{{{label}}}",
+        f"  \\label{{{_NO_LABEL.sub('-', label)}}}",
         "  \\begin{adjustbox}{max width=\\textwidth}",
         f"  \\begin{{tabular}}{{{columns}}}",
         "    \\toprule",
@@ -101,6 +102,7 @@ def to_latex(table: Table, label: str) -> str:
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "  \\end{adjustbox}", "\\end{table}", ""])
 
 
+_NO_LABEL = re.compile(r"[^\w.:-]+", re.ASCII)  # what LaTeX may not take in a label
 _LATEX = {
     "\\": r"\textbackslash{}",
     "−": "$-$",

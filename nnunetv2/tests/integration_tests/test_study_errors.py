@@ -40,11 +40,18 @@ def message(workplace, refused):
         ((), "[0, 7]", "fold '7' is not in the split of Dataset900_DemoFundus; allowed: all, 0 to 4"),
         (("plans: other",), "[0]", "plans 'other' not found in"),
         (("num_training_cases: [99]",), "[0]", "train.num_training_cases is 99, but the fold has only 4"),
+        (("tubular: [1, 9]",), "[0]", "tubular: 9 is no label of Dataset900_DemoFundus; allowed: [1, 2]"),
         (("num_gpus: 2",), "[0]", "-num_gpus 2 requires -device cuda"),
     ],
 )
 def test_wrong_studies(write, message, lines: tuple[str, ...], folds: str, expected: str):
     assert expected in message("run", write(*lines, folds=folds))
+
+
+def test_groups_that_lack_validation_cases(workplace, write, message):
+    groups = workplace.root / "groups.csv"
+    groups.write_text("case,group\nnobody,a\n")
+    assert "validation cases have no group, such as 'fundus_" in message("run", write(f"groups: {groups}"))
 
 
 def test_all_wrong_experiments_are_named_before_anything_starts(workplace, write):

@@ -9,7 +9,8 @@ import pytest
 from nnunetv2.study.members import Comparison, Member
 from nnunetv2.study.report.analysis import Analysis
 from nnunetv2.study.report.case_table import CaseTable
-from nnunetv2.study.report.methods import warnings
+from nnunetv2.study.report.data import Data
+from nnunetv2.study.report.methods import methods, warnings
 
 EXPERIMENTS = ("a", "b", "c")
 
@@ -50,6 +51,17 @@ def equal_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_few_cases_are_named(cases: int, patients: int | None, expected: list[str]) -> None:
     found = warnings(analysis_of(cases, patients), pd.DataFrame())
     assert len(found) == len(expected) and all(one.startswith(text) for one, text in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cases", "patients", "is_tested"), [(5, None, False), (20, 4, False), (6, None, True), (20, 6, True)]
+)
+def test_methods_name_the_test_only_where_there_is_a_p_value(cases: int, patients: int | None, is_tested: bool) -> None:
+    data = Data([], None, ".png", "NaturalImage2DIO", Path("nowhere"), 1.0)
+    columns = {"training_cases": [4], "steps": [6], "batch_size": [2], "patch_size": ["64 × 64"], "versions": [{}]}
+    text = methods(analysis_of(cases, patients), data, pd.DataFrame(columns))
+    assert "by the mean paired difference with its expanded percentile interval" in text
+    assert ("Wilcoxon" in text) == ("Holm" in text) == is_tested
 
 
 def test_groups_are_ranked_not_their_cases() -> None:

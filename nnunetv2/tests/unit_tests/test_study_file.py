@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.experiment.schema import read_values
 from nnunetv2.study.config import read_study
 from nnunetv2.study.runs import expand
 
@@ -46,9 +47,16 @@ def test_a_run_for_every_experiment_fold_seed_and_number_of_cases(folder: Path):
     other = next(r for r in runs if r.num_training_cases is None)
     assert other.start[-1] == "train.num_training_cases=null"  # also where the experiment's file says a number
     overrides = ("train.num_epochs=3", "model.backbone_size=base", "train.seed=1", "train.num_training_cases=4")
-    assert run.start[-5:] == (*overrides, f"train.training_groups={folder}/groups.csv")
+    assert run.start[-5:] == (*overrides, f"train.training_groups='{folder}/groups.csv'")
     assert run.start[:5] == ("900", "2d", "1", "--config", "m2f") and "--npz" in run.start
     assert "--c" in run.resume and not {"--config", *overrides} & set(run.resume)
+
+
+@pytest.mark.parametrize("name", ["eyes #2.csv", "eyes: left.csv", "patient's eyes.csv"])
+def test_the_file_of_the_groups_may_have_any_name(folder: Path, name: str):
+    (folder / name).write_text("case,group\na,1\n")
+    (run, *_) = expand(read_study(write(folder, "num_training_cases: [4]", f'groups: "{name}"')))
+    assert read_values(None, [run.start[-1]]) == {"train": {"training_groups": str(folder / name)}}
 
 
 def test_one_seed_and_one_size_are_not_in_the_name(folder: Path):

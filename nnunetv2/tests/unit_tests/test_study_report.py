@@ -254,6 +254,20 @@ def test_classes_that_are_empty_everywhere_are_reported_as_nan(
     assert "10,000 samples" in methods(analysis, data, runs)
 
 
+def test_means_over_different_cases_are_told(simulation: Simulation, table: CaseTable) -> None:
+    rows = table.rows.copy()
+    metrics = rows.columns[rows.columns.get_loc("class") + 1 :]
+    comparison = comparison_of(simulation)
+    first, case = rows["experiment"].iloc[0], rows["case"].iloc[0]
+    rows.loc[(rows["experiment"] == first) & (rows["case"] == case) & (rows["class"] == "vein"), metrics] = np.nan
+    analysis, runs = Analysis(comparison, replace(table, rows=rows)), run_table(comparison, ".png")
+    number = rows["case"].nunique()
+    expected = f"over different numbers of cases (vein {number - 1} to {number}): where the truth is empty"
+    assert any(expected in sentence for sentence in warnings(analysis, runs))
+    equal = Analysis(comparison, table)
+    assert not any("different numbers of cases" in sentence for sentence in warnings(equal, runs))
+
+
 def test_learning_curve_of_a_resumed_training(tmp_path: Path) -> None:
     stamp = "2026-01-01 00:00:00.000000: "
     first = ["Epoch 0", "train_loss 0.5", "Pseudo dice [np.float32(0.2), nan]", "Epoch 1", "train_loss 9.0"]
@@ -348,8 +362,19 @@ def test_tables() -> None:
     ]
     table = Table("t", "A_b", "50%", ["Name", "p"], [[Cell("x_1"), probability(0.0004)]])
     assert to_markdown(table).splitlines() == ["| Name | p |", "| --- | --- |", "| x_1 | **< 0.001** |"]
-    latex = to_latex(table, "tab:t")
+    latex = to_latex(table, "tab:50% t")
+    assert r"\label{tab:50-t}" in latex
     assert r"\caption{A\_b. 50\%}" in latex and r"x\_1 & \textbf{$<$ 0.001} \\" in latex and r"\toprule" in latex
+
+
+def test_a_link_to_a_report_stays_a_link(tmp_path: Path) -> None:
+    for name in ("older", "link"):
+        with complete_folder(tmp_path / name) as folder:
+            (folder / "report.html").write_text(name)
+        if name == "older":
+            (tmp_path / "link").symlink_to("older")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "older" / "report.html").read_text() == "link"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "older"]
 
 
 def test_output_that_is_no_report_is_kept(tmp_path: Path) -> None:
