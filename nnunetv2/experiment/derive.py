@@ -85,7 +85,8 @@ def derive_plans(
             check_memory(values, network, num_classes, machine)
         _check_forward_pass(values, network, num_classes)
         if config.model is not None:
-            values["architecture"]["arch_kwargs"]["out_layers"] = _feature_layers(network)
+            keywords = values["architecture"]["arch_kwargs"]
+            keywords |= {**getattr(network, "resolved_options", {}), "out_layers": _feature_layers(network)}
             resolve_annealing(values[EXPERIMENT_KEY], network)
     return derived
 

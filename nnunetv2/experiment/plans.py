@@ -10,7 +10,7 @@ from typing import Any
 
 from dinov3.configuration.schema import Schema, check, describe, read, refuse
 from dinov3.files import replace_when_complete
-from nnunetv2.experiment.decoder_options import backbone_keywords, decoder_keywords
+from nnunetv2.experiment.decoder_options import AUTO, backbone_keywords, decoder_keywords
 from nnunetv2.experiment.errors import ExperimentError
 
 # The resolved experiment configuration, within a configuration of the plans. The options of the decoder are not in it:
@@ -164,6 +164,7 @@ def differences_from(
     keywords = derived["architecture"]["arch_kwargs"]
     # a decoder that takes widths from the plans has stored them as they are called there
     options = decoder_keywords(config.model, derived["batch_size"], regions, keywords.get("features_per_stage"))
+    options |= {key: keywords.get(key) for key, value in options.items() if value == AUTO}  # it was decided on then
     yield from differences_between({key: keywords.get(key) for key in options}, options, "model.decoder")
 
 

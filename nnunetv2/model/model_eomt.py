@@ -78,6 +78,11 @@ class EoMTSegmentationModel(AnnealedMaskModel, LastLayerModel):
             self.embed_dim, num_classes, num_queries, num_query_blocks(num_blocks, depth), self.patch_size
         )
 
+    @property
+    def resolved_options(self) -> dict[str, int]:
+        """The options that may be `auto`, with what they stand for: plans hold these."""
+        return {"num_blocks": self.num_masked_blocks}
+
     @classmethod
     def choose_layers(cls, depth: int, out_layers: Sequence[int] | None = None) -> list[int]:
         """Return the index of the last block.

@@ -79,6 +79,11 @@ class PMTSegmentationModel(AnnealedMaskModel):
             patch_size=self.patch_size,
         )
 
+    @property
+    def resolved_options(self) -> dict[str, int]:
+        """The options that may be `auto`, with what they stand for: plans hold these."""
+        return {"mlp_dim": self.decoder.blocks[0].mlp.up_proj.out_features}
+
     def predict_layers(self, x: Tensor, first_layer: int) -> list[Prediction]:
         """Predict from normalised images (B, C, H, W), of the layers from `first_layer` on."""
         grid = self.grid_of(x)

@@ -125,6 +125,19 @@ def test_what_is_automatic_of_a_decoder_is_compared_as_it_was_decided():
     assert list(differences_from(plans, "2d", DATASET_JSON, off)) == [f"model.decoder.{option}: True → False"]
 
 
+@pytest.mark.parametrize(("network", "option", "decided"), [("eomt", "num_blocks", 1), ("pmt", "mlp_dim", 96)])
+def test_what_the_network_decides_stands_in_the_plans(network: str, option: str, decided: int):
+    model = {"backbone_size": "tiny", "pretrained": False, "model_path": f"nnunetv2.model.model_{network}"}
+    auto, same, other = (
+        build(M2FnnUNetConfig.schema_for({"model": model}), {"model": {**model, "decoder": {option: value}}}, "test")
+        for value in ("auto", decided, 2)
+    )
+    plans = derive_plans(base_plans(), "2d", DATASET_JSON, auto, "mine")
+    assert plans["configurations"]["2d"]["architecture"]["arch_kwargs"][option] == decided
+    assert not [*differences_from(plans, "2d", DATASET_JSON, auto), *differences_from(plans, "2d", DATASET_JSON, same)]
+    assert list(differences_from(plans, "2d", DATASET_JSON, other)) == [f"model.decoder.{option}: {decided} → 2"]
+
+
 def dino_unet(widths: object) -> ViTnnUNetConfig:
     decoder = {"features_per_stage": widths, "rank": 8}
     model = {"backbone_size": "tiny", "pretrained": False, "model_path": "nnunetv2.model.model_dinounet"}
