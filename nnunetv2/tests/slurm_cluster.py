@@ -1,4 +1,7 @@
-"""A Slurm cluster of one node, this machine, with all its files in one folder; needs Debian's slurm-wlm and munge."""
+"""A Slurm cluster of one node, this machine, with all its files in one folder; needs Debian's slurm-wlm and munge.
+
+A requeued job starts again when its credentials have expired: here after 10 seconds, by default after 120.
+"""
 
 import contextlib
 import os
@@ -17,7 +20,7 @@ SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool

@@ -154,14 +154,12 @@ def test_preempted_timed_out_and_requeued_on_slurm_it_gives_the_same_numbers(tri
 
     wait_until((first.fold / "checkpoint_best.pth").exists)
     ask_slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")  # preempts them
-    first.start_now()
-    second.start_now()
+    wait_until(lambda: second.state == "PENDING")
+    wait_until(lambda: second.state == "RUNNING")
+    ask_slurm("scontrol", "requeue", second.number)
     wait_until(lambda: len(training_logs(first.fold)) == 2)
     ask_slurm("scancel", "--signal=USR2", first.number)  # what Slurm sends before the time limit
-    first.start_now()
-    wait_until(lambda: second.state != "PENDING")
-    ask_slurm("scontrol", "requeue", second.number)
-    second.start_now()
+    wait_until(lambda: first.state == "PENDING")
     for job in others:
         ask_slurm("scontrol", "release", job.number)
 
@@ -203,11 +201,6 @@ class SlurmJob:
     @property
     def state(self) -> str:
         return ask_slurm("squeue", "--noheader", "--array", "--jobs", self.number, "--format=%T").strip()
-
-    def start_now(self) -> None:
-        """Wait until the job is requeued, and start it; Slurm would wait for two minutes."""
-        wait_until(lambda: self.state == "PENDING")
-        ask_slurm("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
