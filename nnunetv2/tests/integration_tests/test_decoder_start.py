@@ -11,7 +11,7 @@ from published_decoders import hugging_face_eomt, published_pmt
 
 from dinov3.weights.reading import read_checkpoint
 
-NAME = "started"
+NAME = "from_decoder"
 CONFIG = """
 base: {base}
 model: {{backbone_size: tiny, pretrained: false, decoder: {{num_queries: 7, num_blocks: 2}}}}

@@ -238,8 +238,8 @@ def scramble(network: torch.nn.Module) -> None:
             parameter.normal_(std=0.3, generator=generator)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_the_online_dice_is_that_of_the_validation(make_trainer, network: str, trained_m2f):
+@pytest.mark.parametrize("network", [pytest.param("m2f", marks=IN_WORKER["m2f"]), *NETWORKS[1:]])
+def test_the_online_dice_is_that_of_the_validation(make_trainer, network: str, request: pytest.FixtureRequest):
     """One validation case, a patch that is the whole image, no mirroring; weights that find something and stay."""
     dataset = make_trainer(results="size").get_tr_and_val_datasets()[1]
     (case,) = dataset.identifiers
@@ -248,7 +248,7 @@ def test_the_online_dice_is_that_of_the_validation(make_trainer, network: str, t
     trainer = make_trainer(*short, f"train.patch_size=[{height},{width}]", network=network)
     trainer.initialize()
     if network == "m2f":
-        (trained,) = trained_m2f.results.rglob("checkpoint_final.pth")
+        (trained,) = request.getfixturevalue("trained_m2f").results.rglob("checkpoint_final.pth")
         trainer.network.load_state_dict(read_checkpoint(trained)["network_weights"])
     else:
         scramble(trainer.network)
@@ -380,7 +380,7 @@ def test_the_backbone_learns_slower_where_it_trains(make_trainer):
     "network",
     [
         pytest.param("m2f", marks=IN_WORKER["m2f"]),
-        pytest.param("eomt", marks=IN_WORKER["eomt"]),
+        pytest.param("eomt", marks=[IN_WORKER["eomt"], pytest.mark.nightly]),  # real data are predicted daily
         pytest.param("pmt", marks=[IN_WORKER["pmt"], pytest.mark.nightly]),  # a minute of the same code
     ],
 )

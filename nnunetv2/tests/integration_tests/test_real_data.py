@@ -105,13 +105,13 @@ CASES = [
         daily=True,
     ),
     Case("dinounet_test_dinov2", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *DINO_UNET), 3),
-    Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*M2F, *SMALL_PATCHES), 2, side=240, daily=True),
-    Case("m2f_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F), 3, daily=True),
+    Case("m2f_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*M2F, *SMALL_PATCHES), 2, side=240),
+    Case("m2f_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F), 3),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*PHOTOGRAPHS, *M2F), 4, side=SIDE),
     Case("m2f_test_dinov3", 111, LESAV_AV, LESAV, "labelsTr_av", (*CROPS, *M2F), 3, UNCERTAIN, CROP_SIDE, daily=True),
     Case("m2f_test_dinov2", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, *M2F, "lora.enabled=true"), 2, daily=True),
-    Case("eomt_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*QUERIES, *SMALL_PATCHES), 2, side=240),
-    Case("pmt_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *QUERIES), 3),
+    Case("eomt_test_dinov3", 102, NUCLEI, NUCLEI, "labelsTr", (*QUERIES, *SMALL_PATCHES), 2, side=240, daily=True),
+    Case("pmt_test_dinov3", 103, HIPPOCAMPUS, HIPPOCAMPUS, "labelsTr", (*SLICES, *QUERIES), 3, daily=True),
     Case("segformer_test_dinov3", 113, REGIONS, HIPPOCAMPUS, "labelsTr", (*SLICES, "lora.enabled=true"), 2, daily=True),
 ]
 TINY = (

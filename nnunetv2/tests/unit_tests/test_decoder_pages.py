@@ -75,6 +75,7 @@ def test_tables_and_figures_are_those_that_the_script_writes(generate: ModuleTyp
     assert {path.stem for path in (FOLDER / "figures").iterdir()} == set(PAGES)
 
 
+@pytest.mark.integration
 def test_every_configuration_is_on_one_page(generate: ModuleType):
     """Those of Mask2Former and of the U-Net are on pages elsewhere."""
     others = [name for name in packaged_configs() if generate.module_of(name) not in (MASK2FORMER, None)]

@@ -106,6 +106,7 @@ def test_the_segformer_trainer_gives_its_flat_configuration(make_trainer):
     assert (flat.train.patch_size, flat.train.initial_lr) == ([64, 64], 0.001)
 
 
+@pytest.mark.integration
 def test_plans_that_the_flat_schema_cannot_express_train_all_the_same(make_trainer, base_plans):
     config = build(nnUNetTrainer_vit.config_class, VIT, "test")
     make_trainer(nnUNetTrainer_vit)  # sets the folders
@@ -289,6 +290,7 @@ def test_the_source_of_a_configuration(tmp_path: Path, monkeypatch):
     assert config_source("mine.yaml") == config_source(str(path)) == str(path)
 
 
+@pytest.mark.integration
 def test_the_checkpoint_names_the_configuration_that_the_command_was_given(make_trainer, base_plans, tmp_path: Path):
     make_trainer(nnUNetTrainer_vit)  # sets the folders
     path = write_config(tmp_path)
@@ -331,6 +333,7 @@ def test_the_path_has_the_name_of_the_trainers_argument(
     assert rebuilt.my_init_kwargs[key] == default and rebuilt.config == trainer.config
 
 
+@pytest.mark.integration
 def test_the_path_alone_makes_no_other_experiment(make_trainer, tmp_path: Path):
     first = make_trainer(nnUNetTrainer_vit, config_path="upernet").plans_manager.plans
     moved = make_trainer(nnUNetTrainer_vit, config_path="/elsewhere/mine.yaml").plans_manager.plans
@@ -344,6 +347,7 @@ def test_the_path_alone_makes_no_other_experiment(make_trainer, tmp_path: Path):
         check_results(tmp_path, other)
 
 
+@pytest.mark.integration
 def test_a_training_is_continued_with_the_same_configuration_in_another_place(base_plans, tmp_path: Path):
     first = read_arguments("--config", str(write_config(tmp_path / "here")))
     write_new_plans(tmp_path, derive(first, read_experiment(first), base_plans, DATASET_JSON, CPU))
@@ -424,6 +428,7 @@ def test_a_damaged_file_of_versions_does_not_stop_a_training(tmp_path: Path, con
 # --- resuming -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_an_optimizer_of_other_groups_is_told(make_trainer):
     full = {**VIT, "model": {**VIT["model"], "freeze_backbone": False}}
     plain = make_trainer(nnUNetTrainer_vit, full)

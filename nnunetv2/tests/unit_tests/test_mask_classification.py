@@ -31,7 +31,11 @@ ANNEALED = ("eomt", "pmt")
 MODES = {"frozen": {}, "lora": {"use_lora": True}, "full": {"freeze_backbone": False}}
 CASES = [(decoder, mode) for decoder in DECODERS for mode in MODES if (decoder, mode) != ("eomt", "frozen")]
 WITHOUT_PREFIX = "timm:vit_medium_patch16_gap_240"
-everywhere = pytest.mark.parametrize("family", NETWORKS)
+nightly = (pytest.mark.integration, pytest.mark.nightly)
+# the first two have all that matters here: rotary and absolute positions, patches of 16 and 14, registers and none
+everywhere = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=nightly if name in NETWORKS[2:] else ()) for name in NETWORKS]
+)
 every_decoder = pytest.mark.parametrize("decoder", DECODERS)
 annealed = pytest.mark.parametrize("decoder", ANNEALED)
 

@@ -209,7 +209,7 @@ def test_damaged_prediction_is_named(simulation: Simulation, monkeypatch: pytest
         measure_all(comparison, data_of(comparison))
     path.write_bytes(b"another prediction")
     monkeypatch.setattr("nnunetv2.study.report.case_table.measure_case", killed)
-    with pytest.raises(ExperimentError, match="a process that measures the cases was killed.* --processes \d+;"):
+    with pytest.raises(ExperimentError, match=r"a process that measures the cases was killed.* --processes \d+;"):
         measure_all(comparison, data_of(comparison), 3)
 
 
@@ -231,6 +231,7 @@ def test_image_that_cannot_be_shown_is_named(simulation: Simulation, table: Case
         pictures_of_class(comparison, data, data.classes[1], dice, images)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("empty", [("vein",), ("artery", "vein")])
 def test_classes_that_are_empty_everywhere_are_reported_as_nan(
     simulation: Simulation, table: CaseTable, empty: tuple[str, ...]
@@ -281,6 +282,7 @@ def test_learning_curve_of_a_resumed_training(tmp_path: Path) -> None:
     assert len(learning_curve(tmp_path / "none")) == 0
 
 
+@pytest.mark.integration
 def test_learning_curves_of_all_numbers_of_training_cases(simulation: Simulation, table: CaseTable) -> None:
     rows = pd.concat([table.rows.assign(num_training_cases=size) for size in (2, None)])
     comparison = comparison_of(simulation)

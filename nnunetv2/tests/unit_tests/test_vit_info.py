@@ -15,6 +15,7 @@ from nnunetv2.experiment.schema import packaged_configs
 from nnunetv2.run.vit_info import run_info_entry
 
 
+@pytest.mark.integration
 def test_the_tables_name_everything_there_is(capsys):
     run_info_entry([])
     text = capsys.readouterr().out
