@@ -84,7 +84,7 @@ def main() -> None:
     execute(
         "nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "--verify_dataset_integrity", "-npfp", 2, "-np", 2
     )
-    execute("nnUNetv2_vit_study", "run", STUDY)
+    execute("nnUNetv2_vit_study", "run", STUDY, "--workers", 2)
     # one process each reads and writes: six images are not worth the start of more
     few = ("-device", "cpu", "-npp", 1, "-nps", 1)
     execute("nnUNetv2_predict", "-i", dataset / "imagesTs", "-o", predictions, *trained, *few)
