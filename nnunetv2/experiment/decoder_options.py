@@ -22,7 +22,6 @@ PMT = "nnunetv2.model.model_pmt"
 # Networks that return queries, and so have a trainer and a schema of their own: module to packaged configuration
 MASK_CLASSIFICATION = {MASK2FORMER: "m2f", EOMT: "eomt", PMT: "pmt"}
 FACTORY = "create_segmentation_model"
-AUTO = "auto"  # the value of an option on which the network decides, which tells by its attribute `resolved_options`
 # What a module may have beside its factory, `(options, batch_size, regions) → options`, to decide on what is automatic.
 # If it has a parameter `features_per_stage` it gets the widths of the U-Net of the plans as well.
 RESOLVER = "resolve_options"

@@ -57,7 +57,7 @@ def check_decoder(file: DecoderFile, network: nn.Module, original: dict[str, Ten
         raise ExperimentError(f"{KEY}: {error}") from error
 
 
-def load_decoder(file: DecoderFile, network: nn.Module, has_original: bool) -> list[str]:
+def load_decoder_weights(file: DecoderFile, network: nn.Module, has_original: bool) -> list[str]:
     """Load a file into a network.
 
     Args:

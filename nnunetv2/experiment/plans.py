@@ -10,8 +10,9 @@ from typing import Any
 
 from dinov3.configuration.schema import Schema, check, describe, read, refuse
 from dinov3.files import replace_when_complete
-from nnunetv2.experiment.decoder_options import AUTO, backbone_keywords, decoder_keywords
+from nnunetv2.experiment.decoder_options import backbone_keywords, decoder_keywords
 from nnunetv2.experiment.errors import ExperimentError
+from nnunetv2.model.option_checks import AUTO
 
 # The resolved experiment configuration, within a configuration of the plans. The options of the decoder are not in it:
 # the keywords of the network hold them.

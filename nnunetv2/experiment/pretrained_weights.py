@@ -9,7 +9,7 @@ from torch import nn
 
 from dinov3.weights.fitting import fit_weights
 from dinov3.weights.layouts import WeightFile, read_weights
-from nnunetv2.experiment.decoder_weights import check_decoder, load_decoder, read_decoder_file
+from nnunetv2.experiment.decoder_weights import check_decoder, load_decoder_weights, read_decoder_file
 from nnunetv2.experiment.errors import ExperimentError
 from nnunetv2.model.backbone import create_backbone, find_pretrained_weights, load_weights, weights_follow
 from nnunetv2.model.decoder_layouts import DecoderFile
@@ -118,5 +118,5 @@ class PretrainedWeights:
                 "-pretrained_weights names"
             )
         if decoder is not None:
-            lines += load_decoder(decoder, network, has_original=self.file is not None)
+            lines += load_decoder_weights(decoder, network, has_original=self.file is not None)
         return lines

@@ -5,13 +5,13 @@ normalise → pad → queries → crop; in evaluation mode dense logits follow
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dinov3.eval.segmentation.m2f_targets import queries_to_logits
-from dinov3.eval.segmentation.models.utils.extent import crop_output, pad_to_multiple
+from dinov3.eval.segmentation.models.utils.extent import crop_output
 from dinov3.eval.segmentation.precision import autocast_for
 from nnunetv2.model.segmentation_model import ViTSegmentationModel
 
@@ -40,8 +40,6 @@ class MaskClassificationModel(ViTSegmentationModel):
     Raises:
         ValueError: fewer queries than classes (every class of an image needs one), or see `ViTSegmentationModel`.
     """
-
-    PADDING: ClassVar[str] = "reflect"  # see `pad_to_multiple`
 
     def __init__(
         self,
@@ -116,8 +114,7 @@ class MaskClassificationModel(ViTSegmentationModel):
     def _at_the_extent_of(self, x: Tensor, predict: Callable[[Tensor], Queries]) -> Queries:
         self.check_input(x)
         with autocast_for(x.device, self.precision):
-            normalised = (x - self.input_mean) / self.input_std
-            padded = pad_to_multiple(normalised, self.padding_multiple, self.PADDING)
+            padded = self.normalise_and_pad(x)
             queries = predict(padded)
         return crop_output(queries, padded.shape[-2:], x.shape[-2:])
 

@@ -16,12 +16,11 @@ from torch import Tensor
 from dinov3.models.features import final_norm, get_vit_tokens
 from nnunetv2.model.annealed_masks import AnnealedMaskModel
 from nnunetv2.model.mask_classification import resolve_options
+from nnunetv2.model.option_checks import AUTO
 from nnunetv2.model.query_prediction import Block, Prediction, QueryDecoder
 from nnunetv2.model.segmentation_model import LastLayerModel
 
 __all__ = ["EoMTSegmentationModel", "create_segmentation_model", "resolve_options"]
-
-AUTO = "auto"
 
 
 class EoMTSegmentationModel(AnnealedMaskModel, LastLayerModel):

@@ -13,13 +13,11 @@ from dinov3.models.features import get_vit_tokens
 from dinov3.models.timm_dinov3 import is_dinov3
 from nnunetv2.model.annealed_masks import AnnealedMaskModel
 from nnunetv2.model.mask_classification import resolve_options
-from nnunetv2.model.option_checks import check_levels
+from nnunetv2.model.option_checks import AUTO, check_levels
 from nnunetv2.model.plain_mask_decoder import PlainMaskDecoder
 from nnunetv2.model.query_prediction import Prediction
 
 __all__ = ["PMTSegmentationModel", "PlainMaskDecoder", "create_segmentation_model", "resolve_options"]
-
-AUTO = "auto"
 
 
 class PMTSegmentationModel(AnnealedMaskModel):

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+AUTO = "auto"  # the value of an option on which the network decides, which tells by its attribute `resolved_options`
+
 
 def check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     """Check an option of a decoder that has a list of allowed values.

@@ -54,6 +54,7 @@ class ViTSegmentationModel(nn.Module):
 
     # Depth of the backbone to its feature layers; of other depths they are found in the same way.
     LAYER_INDICES: ClassVar[dict[int, list[int]]] = {depth: ends_of_quarters(depth) for depth in (12, 24)}
+    PADDING: ClassVar[str] = "reflect"  # see `pad_to_multiple`
 
     def __init__(
         self,
@@ -196,10 +197,13 @@ class ViTSegmentationModel(nn.Module):
         """
         self.check_input(x)
         with autocast_for(x.device, self.precision):
-            normalised = (x - self.input_mean) / self.input_std
-            padded = pad_to_multiple(normalised, self.padding_multiple, mode="reflect")
+            padded = self.normalise_and_pad(x)
             logits = self.decode(self.encode(padded), padded.shape[-2:])
         return self.crop(logits, x.shape[-2:])
+
+    def normalise_and_pad(self, x: Tensor) -> Tensor:
+        """Apply the input normalisation to images (B, C, H, W), and pad them to multiples of `padding_multiple`."""
+        return pad_to_multiple((x - self.input_mean) / self.input_std, self.padding_multiple, self.PADDING)
 
     def check_input(self, x: Tensor) -> None:
         """Check that images have the shape (B, input_channels, H, W).

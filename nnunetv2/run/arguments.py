@@ -11,6 +11,8 @@ from nnunetv2.experiment.plans import check_name
 from nnunetv2.experiment.schema import find_config, packaged_configs
 from nnunetv2.run.devices import DEVICES
 
+INTERRUPTED = 130  # the exit code after Ctrl-C
+
 
 @dataclass(frozen=True)
 class TrainingCommand:

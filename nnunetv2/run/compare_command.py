@@ -7,12 +7,11 @@ from pathlib import Path
 
 from dinov3.errors import ExperimentError
 from nnunetv2.experiment.groups import read_groups
-from nnunetv2.run.arguments import OneSentenceParser
+from nnunetv2.run.arguments import INTERRUPTED, OneSentenceParser
 from nnunetv2.run.held_out_arguments import add_report_arguments, check_processes, held_out_of, print_path
 from nnunetv2.study.report.libraries import check_libraries
 
 COMMAND = "nnUNetv2_vit_compare"
-INTERRUPTED = 130
 
 
 def run_compare_entry(arguments: Sequence[str] | None = None) -> None:

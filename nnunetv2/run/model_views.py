@@ -102,8 +102,13 @@ def class_names(predictor: nnUNetPredictor) -> list[str]:
     """Names of the network's classes, or of its regions, as `dataset.json` has them."""
     manager = predictor.label_manager
     chosen = manager.foreground_regions if manager.has_regions else manager.all_labels
+    return [name_of(predictor, values_of(values)) for values in chosen]
+
+
+def name_of(predictor: nnUNetPredictor, labels: tuple[int, ...]) -> str:
+    """The name that `dataset.json` gives to a class or region (see `values_of`); without one its labels."""
     names = {values_of(values): name for name, values in predictor.dataset_json["labels"].items()}
-    return [names.get(values_of(values), str(values)) for values in chosen]
+    return names.get(labels, str(labels))
 
 
 def values_of(values: object) -> tuple[int, ...]:

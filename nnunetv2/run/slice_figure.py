@@ -14,7 +14,7 @@ from dinov3.errors import ExperimentError
 from dinov3.files import replace_when_complete
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.image_slice import Slice
-from nnunetv2.run.model_views import FeaturePicture, Prediction, Query, values_of
+from nnunetv2.run.model_views import FeaturePicture, Prediction, Query, name_of, values_of
 
 COLUMNS, PANEL_SIDE, NARROWEST, OPACITY = 4, 3.5, 2.2, 0.45  # inches
 GREY = (0.6, 0.6, 0.6)
@@ -56,11 +56,10 @@ class Tile(NamedTuple):
 def foreground(predictor: nnUNetPredictor) -> list[Label]:
     """The foreground classes, or regions, in the order of the network's classes."""
     manager = predictor.label_manager
-    names = {values_of(values): name for name, values in predictor.dataset_json["labels"].items()}
     chosen = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     found = [values_of(values) for values in chosen]
     colours = colormaps["tab10"].colors
-    return [Label(names.get(values, str(values)), values, colours[i % len(colours)]) for i, values in enumerate(found)]
+    return [Label(name_of(predictor, values), values, colours[i % len(colours)]) for i, values in enumerate(found)]
 
 
 def ignored(predictor: nnUNetPredictor) -> list[Label]:

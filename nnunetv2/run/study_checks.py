@@ -64,8 +64,9 @@ def check_runs(study: StudyConfig, runs: Sequence[Run], device: "torch.device | 
     check_tubular(study.tubular, foreground_classes(read_dataset_json(folder), study.tubular), folder.name)
     for fold in study.folds:
         check_fold(folder, str(fold))
-    split = _missing_split(study, folder)
-    _check_groups(study, split or (read_json(folder / SPLIT) if (folder / SPLIT).is_file() else []))
+    has_split = (folder / SPLIT).is_file()
+    split = read_json(folder / SPLIT) if has_split else _new_split(study, folder)
+    _check_groups(study, split)
     needed, sizes, problems = 0, [0], []
     for name in dict.fromkeys(run.plans_name for run in runs):
         same_plans = [run for run in runs if run.plans_name == name]
@@ -79,7 +80,7 @@ def check_runs(study: StudyConfig, runs: Sequence[Run], device: "torch.device | 
     refuse(dict.fromkeys(problems), f"the study {study.name!r}")
     check_disk_space(Path(str(nnUNet_results)), needed + num_workers * MORE_WHILE_TRAINING * max(sizes))
     _create_folder(study)
-    if split:
+    if split and not has_split:
         write_split(folder, split)
 
 
@@ -167,10 +168,11 @@ def _check_groups(study: StudyConfig, split: list[dict[str, list[str]]]) -> None
         raise ExperimentError(f"groups: {len(without)} validation cases have no group, such as {without[0]!r}")
 
 
-def _missing_split(study: StudyConfig, folder: Path) -> list[dict[str, list[str]]]:
-    from nnunetv2.study.split import SPLIT, new_split
+def _new_split(study: StudyConfig, folder: Path) -> list[dict[str, list[str]]]:
+    """The split that nnU-Net's trainer would write; empty where all cases are trained on."""
+    from nnunetv2.study.split import new_split
 
-    if study.folds == [ALL] or (folder / SPLIT).is_file():
+    if study.folds == [ALL]:
         return []
     plans = read_base_plans(folder, study.plans, study.configuration)
     return new_split(folder / resolve(plans, study.configuration)["data_identifier"])

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2.experiment.errors import ExperimentError
-from nnunetv2.run.arguments import OneSentenceParser
+from nnunetv2.run.arguments import INTERRUPTED, OneSentenceParser
 from nnunetv2.run.devices import DEVICES
 from nnunetv2.run.held_out_arguments import add_report_arguments, check_processes, held_out_of, print_path
 from nnunetv2.run.study_checks import check_runs
-from nnunetv2.run.study_on_slurm import add_slurm_options, submit_study, wait_for_jobs
+from nnunetv2.run.study_on_slurm import add_slurm_options, check_study, submit_study, wait_for_jobs
 from nnunetv2.run.study_workers import local_workers
 from nnunetv2.study.comparison import comparison_of
 from nnunetv2.study.config import StudyConfig, read_study
@@ -23,7 +23,6 @@ from nnunetv2.study.runs import Run, expand
 from nnunetv2.study.state import failure_of, forget_failure, state
 
 COMMAND = "nnUNetv2_vit_study"
-INTERRUPTED = 130
 
 
 def run_study_entry(arguments: Sequence[str] | None = None) -> None:
@@ -114,7 +113,9 @@ def run_study(study: StudyConfig, args: argparse.Namespace) -> int:
 
 
 def _run_on_slurm(study: StudyConfig, runs: Sequence[Run], args: argparse.Namespace) -> int:
-    number = submit_study(study, runs, args, lambda: _prepare_retry(runs, args))
+    check_study(study, runs, args)
+    _prepare_retry(runs, args)
+    number = submit_study(study, runs, args)
     print(f"{number} jobs submitted; to see how far they are: {COMMAND} status {args.study}")
     if not args.wait:
         return 0

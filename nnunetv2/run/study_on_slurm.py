@@ -45,22 +45,29 @@ def add_slurm_options(group: Any) -> None:
     add("--wait", action="store_true", help="wait for the jobs, and show how far they are")
 
 
-def submit_study(study: StudyConfig, runs: Sequence[Run], args: argparse.Namespace, prepare: Callable) -> int:
-    """Check everything and submit the runs that are not in the queue yet; return the number of new jobs.
+def check_study(study: StudyConfig, runs: Sequence[Run], args: argparse.Namespace) -> None:
+    """Check everything that the jobs need, before anything is changed.
 
     Args:
         study: the study.
         runs: all of its runs.
         args: the command line.
-        prepare: called between the two.
 
     Raises:
-        ExperimentError: something is wrong that the user can put right, or Slurm refuses the jobs.
+        ExperimentError: something is wrong that the user can put right.
     """
     check_slurm()
-    options = slurm_options(study, args)
+    slurm_options(study, args)
     check_runs(study, runs, None, len(runs))
-    prepare()
+
+
+def submit_study(study: StudyConfig, runs: Sequence[Run], args: argparse.Namespace) -> int:
+    """Submit the runs that are not in the queue yet; return the number of new jobs (see `check_study`).
+
+    Raises:
+        ExperimentError: Slurm refuses the jobs.
+    """
+    options = slurm_options(study, args)
     return len(submit(runs, study_folder(study) / "slurm", cores_of(args.cpus, study.device), options))
 
 
